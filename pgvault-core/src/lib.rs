@@ -1,0 +1,7 @@
+//! The pgvault engine.
+
+pub mod clock;
+pub mod error;
+pub mod postgres;
+
+pub use error::{Error, ErrorKind, Result};

@@ -1,0 +1,27 @@
+//! What PostgreSQL's own bytes mean: positions, files and the protocol.
+//!
+//! The parsers here take bytes and return values; they do no I/O, never panic on any input and allocate no more than the
+//! input's size. The connection modules speak to a server.
+
+mod lsn;
+mod segment;
+
+pub use lsn::{Lsn, SystemId, TimelineId};
+pub use segment::{SegmentName, SegmentSize, WalFileName, WalSegNo};
+
+/// Bytes that are not what PostgreSQL writes at this place.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{what}: {why}")]
+pub struct ParseError {
+    /// The structure that was being read, for example `pg_control`.
+    pub what: &'static str,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl ParseError {
+    /// A parse error of the structure `what`.
+    pub fn new(what: &'static str, why: impl Into<String>) -> Self {
+        Self { what, why: why.into() }
+    }
+}

@@ -1,0 +1,1 @@
+//! Starts restored PostgreSQL clusters and checks them.
