@@ -1,7 +1,10 @@
 //! The pgvault engine.
 
 pub mod clock;
+pub mod crypto;
+pub mod env;
 pub mod error;
+pub mod format;
 pub mod postgres;
 
 pub use error::{Error, ErrorKind, Result};

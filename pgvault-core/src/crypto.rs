@@ -1,0 +1,16 @@
+//! Keys and seals.
+//!
+//! ```text
+//! passphrase (argon2id) or X25519 identity        a key slot, one small document each
+//!   wraps the cluster's master key                 never leaves memory in the clear
+//!     wraps the data key of each epoch             one small document each
+//!       HKDF with the object's salt and name       one key per object, counter nonces
+//! ```
+//!
+//! A stolen bucket shows sizes and times, nothing else. Changing a passphrase rewrites one slot and no data.
+
+pub mod aead;
+pub mod digest;
+pub mod keys;
+pub mod sealed;
+pub mod slot;

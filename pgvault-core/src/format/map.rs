@@ -1,0 +1,163 @@
+//! File maps: where each block of a file lies.
+//!
+//! A map is complete for its file, so a snapshot restores without reading any other snapshot. It names packs by their
+//! own ids in a table of its own: an unchanged file's map can be referenced by later snapshots as it is.
+
+use super::{BLOCK, Cursor, FormatError, REGION_BLOCKS, put_varint};
+
+/// A pack's identity: the bytes of its ULID.
+pub type PackId = [u8; 16];
+
+/// Length of the digest kept per block for change detection.
+pub const BLOCK_DIGEST: usize = 8;
+
+/// Where a run of blocks lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Extent {
+    /// Blocks that are all zero; nothing is stored for them.
+    Zero {
+        /// How many blocks.
+        blocks: u32,
+    },
+    /// Blocks inside one frame.
+    Stored {
+        /// How many blocks.
+        blocks: u32,
+        /// Index into [`FileMap::packs`].
+        pack: u32,
+        /// Which frame of the pack.
+        frame: u32,
+        /// The first block's place in the frame, in blocks.
+        slot: u32,
+    },
+}
+
+impl Extent {
+    /// How many blocks the extent covers.
+    pub fn blocks(self) -> u32 {
+        match self {
+            Self::Zero { blocks } | Self::Stored { blocks, .. } => blocks,
+        }
+    }
+}
+
+/// The blocks of one file, in order.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FileMap {
+    /// Packs that the extents point into.
+    pub packs: Vec<PackId>,
+    /// Runs of blocks from the file's start to its end.
+    pub extents: Vec<Extent>,
+    /// One keyed digest per *stored* block, in order, for change detection by the next backup.
+    pub digests: Vec<[u8; BLOCK_DIGEST]>,
+}
+
+impl FileMap {
+    /// Blocks that a file of `bytes` bytes has.
+    pub fn blocks_for(bytes: u64) -> u64 {
+        bytes.div_ceil(BLOCK as u64)
+    }
+
+    /// Blocks covered by the extents.
+    pub fn blocks(&self) -> u64 {
+        self.extents.iter().map(|e| u64::from(e.blocks())).sum()
+    }
+
+    /// The map's bytes.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(16 + self.packs.len() * 16 + self.extents.len() * 6 + self.digests.len() * BLOCK_DIGEST);
+        put_varint(&mut out, self.packs.len() as u64);
+        for pack in &self.packs {
+            out.extend_from_slice(pack);
+        }
+        put_varint(&mut out, self.extents.len() as u64);
+        for extent in &self.extents {
+            match *extent {
+                Extent::Zero { blocks } => put_varint(&mut out, u64::from(blocks) << 1),
+                Extent::Stored { blocks, pack, frame, slot } => {
+                    put_varint(&mut out, u64::from(blocks) << 1 | 1);
+                    put_varint(&mut out, u64::from(pack));
+                    put_varint(&mut out, u64::from(frame));
+                    put_varint(&mut out, u64::from(slot));
+                }
+            }
+        }
+        for digest in &self.digests {
+            out.extend_from_slice(digest);
+        }
+        out
+    }
+
+    /// Reads the map of a file of `file_len` bytes.
+    ///
+    /// # Errors
+    /// When the extents do not cover the file exactly, leave their frame, or a digest is missing.
+    pub fn parse(bytes: &[u8], file_len: u64) -> Result<Self, FormatError> {
+        let mut cursor = Cursor::new("file map", bytes);
+        let mut packs = Vec::with_capacity(cursor.count(16)?);
+        for _ in 0..packs.capacity() {
+            packs.push(cursor.array()?);
+        }
+        let count = cursor.count(1)?;
+        let mut extents = Vec::with_capacity(count);
+        let (mut covered, mut stored) = (0u64, 0u64);
+        for _ in 0..count {
+            let head = cursor.varint()?;
+            let blocks = u32::try_from(head >> 1).ok().filter(|&b| b > 0).ok_or_else(|| cursor.error("has an empty extent"))?;
+            covered = covered.saturating_add(u64::from(blocks));
+            if head & 1 == 0 {
+                extents.push(Extent::Zero { blocks });
+                continue;
+            }
+            let (pack, frame, slot): (u32, u32, u32) = (cursor.number()?, cursor.number()?, cursor.number()?);
+            let in_frame = u64::from(slot) + u64::from(blocks) <= REGION_BLOCKS as u64;
+            if pack as usize >= packs.len() || !in_frame {
+                return Err(cursor.error("has an extent outside its pack or frame"));
+            }
+            stored += u64::from(blocks);
+            extents.push(Extent::Stored { blocks, pack, frame, slot });
+        }
+        if covered != Self::blocks_for(file_len) {
+            return Err(cursor.error(format!("covers {covered} blocks of a file of {file_len} bytes")));
+        }
+        if cursor.remaining() as u64 != stored.saturating_mul(BLOCK_DIGEST as u64) {
+            return Err(cursor.error("does not hold one digest per stored block"));
+        }
+        let digests = cursor.take(cursor.remaining())?.as_chunks::<BLOCK_DIGEST>().0.to_vec();
+        Ok(Self { packs, extents, digests })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn extent() -> impl Strategy<Value = Extent> {
+        prop_oneof![
+            (1u32..10_000).prop_map(|blocks| Extent::Zero { blocks }),
+            (1u32..=32, 0u32..4, any::<u32>(), 0u32..32).prop_map(|(blocks, pack, frame, slot)| Extent::Stored {
+                blocks: blocks.min(32 - slot),
+                pack,
+                frame,
+                slot
+            }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn maps_round_trip(extents in prop::collection::vec(extent(), 0..100), short in 0u64..8192) {
+            let stored: usize = extents.iter().map(|e| match e { Extent::Stored { blocks, .. } => *blocks as usize, Extent::Zero { .. } => 0 }).sum();
+            let map = FileMap { packs: vec![[9; 16]; 4], extents, digests: vec![[3; 8]; stored] };
+            let len = (map.blocks() * BLOCK as u64).saturating_sub(short);
+            prop_assert_eq!(FileMap::parse(&map.encode(), len).unwrap(), map);
+        }
+
+        #[test]
+        fn any_bytes_parse_without_panic(bytes: Vec<u8>, len: u64) {
+            let _ = FileMap::parse(&bytes, len);
+        }
+    }
+}
