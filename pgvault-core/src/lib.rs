@@ -6,5 +6,6 @@ pub mod env;
 pub mod error;
 pub mod format;
 pub mod postgres;
+pub mod vault;
 
 pub use error::{Error, ErrorKind, Result};

@@ -106,7 +106,8 @@ impl EpochDocument {
         Ok(Self { format: EPOCH_FORMAT.into(), version: 1, epoch_id, created_at: env.now(), wrapped: BASE64.encode(&*sealed) })
     }
 
-    fn unwrap(&self, identity: &Identity, master: &MasterKey) -> Result<Zeroizing<[u8; KEY_LEN]>, FormatError> {
+    /// The data key; `None` when another master key sealed it, as an `init` that died before its first slot leaves it.
+    fn unwrap(&self, identity: &Identity, master: &MasterKey) -> Result<Option<Zeroizing<[u8; KEY_LEN]>>, FormatError> {
         let bad = |why: &str| FormatError::new("epoch", format!("{}: {why}", self.epoch_id));
         if self.format != EPOCH_FORMAT || self.version != 1 {
             return Err(FormatError::unsupported("epoch", "is of a newer version"));
@@ -116,12 +117,14 @@ impl EpochDocument {
         let mut opened = Zeroizing::new(sealed.to_vec());
         let id = self.epoch_id.to_bytes();
         let key = master.derive(&id, "pgvault/v1/epoch", identity);
-        AesGcm::new(&key).open([0; 12], &id, &mut opened, *tag).map_err(|_| bad("was not sealed by this cluster's master key"))?;
+        if AesGcm::new(&key).open([0; 12], &id, &mut opened, *tag).is_err() {
+            return Ok(None);
+        }
         let (data_key, document) = opened.split_first_chunk::<KEY_LEN>().ok_or_else(|| bad("is too short"))?;
         if document != identity.vault_document {
             return Err(bad("was made for another vault.json; that file was changed or replaced"));
         }
-        Ok(Zeroizing::new(*data_key))
+        Ok(Some(Zeroizing::new(*data_key)))
     }
 }
 
@@ -144,11 +147,13 @@ impl ClusterKeys {
     /// Opens every epoch with the master key.
     ///
     /// # Errors
-    /// When an epoch does not open, or there is none.
+    /// When an epoch is malformed or was made for another `vault.json`, or none opens.
     pub fn open(identity: Identity, master: MasterKey, epochs: &[EpochDocument]) -> Result<Self> {
         let mut opened = BTreeMap::new();
         for epoch in epochs {
-            let _ = opened.insert(epoch.epoch_id, epoch.unwrap(&identity, &master)?);
+            if let Some(data_key) = epoch.unwrap(&identity, &master)? {
+                let _ = opened.insert(epoch.epoch_id, data_key);
+            }
         }
         if opened.is_empty() {
             return Err(Error::new(ErrorKind::Corrupt, "keys.no_epoch", "the cluster has key slots but no data key epoch")
@@ -163,6 +168,11 @@ impl ClusterKeys {
     /// Which vault and cluster the keys belong to.
     pub fn identity(&self) -> &Identity {
         &self.identity
+    }
+
+    /// True when the epoch opened with the master key.
+    pub fn has_epoch(&self, epoch: Ulid) -> bool {
+        self.epochs.contains_key(&epoch)
     }
 
     /// The master key, for making new slots and epochs.

@@ -1,0 +1,417 @@
+//! The vault: a place in an object store, and the clusters in it.
+//!
+//! A [`Vault`] needs no key: it can list, scrub and tell which clusters there are. [`Vault::unlock`] gives a [`Cluster`],
+//! which can read and write sealed objects. Nothing in a vault is ever overwritten; see [`store`] for how a PUT whose
+//! answer was lost is settled, and [`layout`] for the names.
+
+pub mod audit;
+pub mod inspect;
+pub mod keyring;
+pub mod layout;
+pub mod session;
+pub mod snapshot;
+pub mod store;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use ulid::Ulid;
+
+use crate::crypto::keys::{ClusterKeys, EpochDocument, Identity, MasterKey, cluster_id};
+use crate::crypto::sealed::{FrameEncoder, ObjectReader, SealedObject, SealedWriter};
+use crate::crypto::slot::{SlotDocument, Unlock, Wrap};
+use crate::env::Env;
+use crate::format::document;
+use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
+use crate::postgres::SystemId;
+use crate::{Error, ErrorKind, Result};
+use layout::{ClusterName, VAULT_DOCUMENT};
+use store::{Put, Store};
+
+const VAULT_FORMAT: &str = "PGV1";
+const SUITE: &str = "aes256gcm-hkdfsha256-blake3";
+
+/// `vault.json`: what a reader must know before it reads anything else. Create-once, no secrets.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultDocument {
+    /// Always `PGV1`.
+    pub format: String,
+    /// Format version; another major is refused.
+    pub major: u32,
+    /// Format version; information.
+    pub minor: u32,
+    /// The vault's id.
+    pub vault_id: Ulid,
+    /// When it was made, by the maker's clock; information only.
+    pub created_at: jiff::Timestamp,
+    /// Cipher suite.
+    pub suite: String,
+    /// Features that a program must know before it reads, writes or deletes.
+    pub features: BTreeMap<String, Vec<String>>,
+}
+
+/// An opened vault.
+#[derive(Debug, Clone)]
+pub struct Vault {
+    store: Store,
+    env: Env,
+    document: Arc<VaultDocument>,
+    document_sha256: [u8; 32],
+}
+
+impl Vault {
+    /// Creates a vault, or opens the one that is already there; tells which.
+    ///
+    /// The store is probed first: it must refuse to create a name twice.
+    ///
+    /// # Errors
+    /// When the store overwrites, cannot be reached, or holds a vault of a newer format.
+    pub async fn create(store: Store, env: Env) -> Result<(Self, bool)> {
+        store.probe_create_only(&env).await?;
+        let document = VaultDocument {
+            format: VAULT_FORMAT.into(),
+            major: 1,
+            minor: 0,
+            vault_id: env.new_id()?,
+            created_at: env.now(),
+            suite: SUITE.into(),
+            features: ["read", "write", "gc"].into_iter().map(|k| (k.to_owned(), Vec::new())).collect(),
+        };
+        let created = match store.put_new(VAULT_DOCUMENT, document::encode(&document)?.into()).await? {
+            Put::Created | Put::Same => true,
+            Put::Different(_) => false,
+        };
+        Ok((Self::open(store, env).await?, created))
+    }
+
+    /// Opens a vault.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoVault`] when there is none, [`ErrorKind::Unsupported`] when it is of a newer format.
+    pub async fn open(store: Store, env: Env) -> Result<Self> {
+        let Some(bytes) = store.get_if_exists(VAULT_DOCUMENT).await? else {
+            return Err(Error::new(ErrorKind::NoVault, "vault.none", format!("there is no vault at {}", store.location()))
+                .with_hint("check vault.url, or create the vault with `pgvault init`"));
+        };
+        let document: VaultDocument = document::parse("vault.json", &bytes)?;
+        if document.format != VAULT_FORMAT || document.major != 1 || document.suite != SUITE {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "vault.newer",
+                format!(
+                    "the vault is of format {} {}.{}, suite {}",
+                    document.format, document.major, document.minor, document.suite
+                ),
+            )
+            .with_hint("use the pgvault version that created it, or a newer one"));
+        }
+        if let Some(feature) = document.features.values().flatten().next() {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "vault.feature",
+                format!("the vault uses the feature `{feature}`, unknown to this version"),
+            ));
+        }
+        Ok(Self { store, env, document: Arc::new(document), document_sha256: Sha256::digest(&bytes).into() })
+    }
+
+    /// The vault's document.
+    pub fn document(&self) -> &VaultDocument {
+        &self.document
+    }
+
+    /// The store underneath.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Time, randomness and ids.
+    pub fn env(&self) -> &Env {
+        &self.env
+    }
+
+    /// Every cluster that has a prefix in the vault, sorted.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn clusters(&self) -> Result<Vec<ClusterName>> {
+        let mut names: Vec<ClusterName> =
+            self.store.list_directories(layout::CLUSTERS).await?.iter().filter_map(|dir| ClusterName::parse(dir)).collect();
+        names.sort();
+        Ok(names)
+    }
+
+    /// Finds the cluster called `name`; `system_id` decides when an older incarnation of it is also in the vault.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NoVault`] when there is none, [`ErrorKind::Usage`] when the choice is not clear.
+    pub async fn find_cluster(&self, name: &str, system_id: Option<SystemId>) -> Result<ClusterName> {
+        let mut found: Vec<ClusterName> = self.clusters().await?;
+        let known: Vec<String> = found.iter().map(ToString::to_string).collect();
+        found.retain(|c| c.name == name && system_id.is_none_or(|id| c.system_id == id));
+        match (found.len(), found.pop()) {
+            (1, Some(cluster)) => Ok(cluster),
+            (0, _) => {
+                let what = system_id.map_or(String::new(), |id| format!(" with system identifier {id}"));
+                Err(Error::new(ErrorKind::NoVault, "cluster.none", format!("the vault holds no cluster `{name}`{what}")).with_hint(
+                    if known.is_empty() {
+                        "run `pgvault init`".into()
+                    } else {
+                        format!("run `pgvault init`; the vault holds: {}", known.join(", "))
+                    },
+                ))
+            }
+            _ => Err(Error::new(
+                ErrorKind::Usage,
+                "cluster.ambiguous",
+                format!("the vault holds several clusters called `{name}`: {}", known.join(", ")),
+            )
+            .with_hint("choose one with --system-id")),
+        }
+    }
+
+    /// Creates a cluster with one slot for each of `wraps`, or leaves an existing one alone; tells which.
+    ///
+    /// The order matters: the master key exists only in slots, so the first slot is the commit point, and the epoch before
+    /// it is an orphan if the process dies in between.
+    ///
+    /// # Errors
+    /// When the store fails or a key is unusable.
+    pub async fn create_cluster(&self, cluster: &ClusterName, wraps: &[Wrap]) -> Result<bool> {
+        if !self.slots(cluster).await?.is_empty() {
+            return Ok(false);
+        }
+        if wraps.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Usage,
+                "key.none",
+                "a cluster needs at least one key: a passphrase or an X25519 recipient",
+            ));
+        }
+        let identity = self.identity(cluster);
+        let master = MasterKey::generate(&self.env)?;
+        let epoch = EpochDocument::create(&self.env, &identity, &master)?;
+        let slots =
+            wraps.iter().map(|w| SlotDocument::create(&self.env, &identity, &master, w, "init")).collect::<Result<Vec<_>>>()?;
+        self.store.put_once(&layout::epoch(cluster, epoch.epoch_id), document::encode(&epoch)?.into()).await?;
+        for slot in slots {
+            self.store.put_once(&layout::key_slot(cluster, slot.key_id), document::encode(&slot)?.into()).await?;
+        }
+        Ok(true)
+    }
+
+    /// The key slots of a cluster.
+    ///
+    /// # Errors
+    /// When the store fails or a slot was changed.
+    pub async fn slots(&self, cluster: &ClusterName) -> Result<Vec<SlotDocument>> {
+        let mut slots = Vec::new();
+        for object in self.store.list(&layout::keys(cluster)).await? {
+            let bytes = self.store.get(&object.name).await?;
+            slots.push(document::parse::<SlotDocument>("key slot", &bytes).map_err(|e| Error::from(e).context(&object.name))?);
+        }
+        Ok(slots)
+    }
+
+    /// Opens a cluster with the first slot that `unlock` fits.
+    ///
+    /// # Errors
+    /// [`ErrorKind::WrongKey`] when none does; the message names the keys that would open it.
+    pub async fn unlock(&self, cluster: &ClusterName, unlock: &Unlock) -> Result<Cluster> {
+        let identity = self.identity(cluster);
+        let slots = self.slots(cluster).await?;
+        let mut master = None;
+        for slot in &slots {
+            // Stretching a passphrase takes tens of milliseconds of CPU: off the runtime's threads.
+            let (slot, unlock) = (slot.clone(), unlock.clone());
+            let opened = tokio::task::spawn_blocking(move || slot.open(&identity, &unlock))
+                .await
+                .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
+            if opened.is_some() {
+                master = opened;
+                break;
+            }
+        }
+        let Some(master) = master else {
+            if slots.is_empty() {
+                return Err(Error::new(ErrorKind::NoVault, "cluster.no_slots", format!("the cluster {cluster} has no key slot"))
+                    .with_hint(
+                        "run `pgvault init`; if it held backups, its slots were deleted: restore them from the store's versions",
+                    ));
+            }
+            let ids: Vec<String> = slots.iter().map(|s| format!("{} ({}, {})", s.key_id, s.label, s.describe())).collect();
+            return Err(Error::new(ErrorKind::WrongKey, "key.wrong", format!("the configured key opens no slot of {cluster}"))
+                .with_hint(format!("any of these keys would open it: {}", ids.join("; "))));
+        };
+        let mut epochs = Vec::new();
+        for object in self.store.list(&layout::epochs(cluster)).await? {
+            let bytes = self.store.get(&object.name).await?;
+            let epoch: EpochDocument = document::parse("epoch", &bytes).map_err(|e| Error::from(e).context(&object.name))?;
+            if object.name != layout::epoch(cluster, epoch.epoch_id) {
+                return Err(Error::new(ErrorKind::Corrupt, "epoch.misplaced", format!("{} holds another epoch", object.name)));
+            }
+            epochs.push(epoch);
+        }
+        let keys = ClusterKeys::open(identity, master, &epochs)?;
+        Ok(Cluster { vault: self.clone(), name: cluster.clone(), keys: Arc::new(keys) })
+    }
+
+    fn identity(&self, cluster: &ClusterName) -> Identity {
+        Identity {
+            vault_id: self.document.vault_id.to_bytes(),
+            cluster_id: cluster_id(&cluster.name, cluster.system_id.0),
+            vault_document: self.document_sha256,
+        }
+    }
+}
+
+/// A cluster whose keys are open.
+#[derive(Debug, Clone)]
+pub struct Cluster {
+    vault: Vault,
+    name: ClusterName,
+    keys: Arc<ClusterKeys>,
+}
+
+impl Cluster {
+    /// The vault it lies in.
+    pub fn vault(&self) -> &Vault {
+        &self.vault
+    }
+
+    /// Its name and system identifier.
+    pub fn name(&self) -> &ClusterName {
+        &self.name
+    }
+
+    /// Its keys.
+    pub fn keys(&self) -> &Arc<ClusterKeys> {
+        &self.keys
+    }
+
+    /// The store underneath.
+    pub fn store(&self) -> &Store {
+        &self.vault.store
+    }
+
+    /// Time, randomness and ids.
+    pub fn env(&self) -> &Env {
+        &self.vault.env
+    }
+
+    /// The full name of an object whose name relative to the cluster is `relative`.
+    pub fn path(&self, relative: &str) -> String {
+        format!("{}{relative}", self.name.prefix())
+    }
+
+    /// Stores a sealed object; see [`Store::put_new`].
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn put(&self, object: &SealedObject) -> Result<Put> {
+        self.store().put_new(&self.path(&object.name), object.bytes.clone()).await
+    }
+
+    /// Stores a sealed object under a name that nobody else can have chosen.
+    ///
+    /// # Errors
+    /// When the store fails, or another object has the name all the same.
+    pub async fn put_once(&self, object: &SealedObject) -> Result<()> {
+        self.store().put_once(&self.path(&object.name), object.bytes.clone()).await
+    }
+
+    /// Seals a value as a one-frame JSON object and stores it under a name of its own.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn put_json<T: Serialize>(&self, kind: Kind, name: &str, value: &T) -> Result<()> {
+        let json = serde_json::to_vec(value).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
+        let mut writer = SealedWriter::new(self.env(), &self.keys, kind, name, json.len() + 512)?;
+        let _ = writer.push(&mut FrameEncoder::new(1)?, &json, self.keys.digest().frame(&json))?;
+        self.put_once(&writer.finish(Vec::new())).await
+    }
+
+    /// Reads a value that [`Cluster::put_json`] stored.
+    ///
+    /// # Errors
+    /// When it does not exist or was changed.
+    pub async fn get_json<T: serde::de::DeserializeOwned>(&self, kind: Kind, name: &str) -> Result<T> {
+        let object = self.open(kind, name, None).await?;
+        let json = object.frame(0).await?;
+        serde_json::from_slice(&json)
+            .map_err(|e| Error::new(ErrorKind::Corrupt, "object.json", format!("{}: {e}", self.path(name))))
+    }
+
+    /// Opens a stored object without fetching all of it. `size` saves a request when it is known.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when it does not exist, [`ErrorKind::Corrupt`] when it was changed.
+    pub async fn open(&self, kind: Kind, name: &str, size: Option<u64>) -> Result<StoredObject> {
+        const SMALL: u64 = 256 << 10;
+        let path = self.path(name);
+        let corrupt = |e: crate::format::FormatError| Error::from(e).context(&path);
+        let size = match size {
+            Some(size) => size,
+            None => self.store().head(&path).await?.size,
+        };
+        if size < (HEADER_LEN + TAIL_LEN) as u64 || size > crate::format::MAX_OBJECT {
+            return Err(Error::new(ErrorKind::Corrupt, "object.size", format!("{path}: {size} bytes cannot be a PGV1 object")));
+        }
+        let (head, tail) = if size <= SMALL {
+            let whole = self.store().get(&path).await?;
+            (whole.clone(), whole)
+        } else {
+            let head = self.store().get_range(&path, 0..SMALL / 2).await?;
+            let mut tail = self.store().get_range(&path, size - SMALL / 4..size).await?;
+            let parsed = Tail::parse(tail.get(tail.len().saturating_sub(TAIL_LEN)..).unwrap_or(&[]), size).map_err(corrupt)?;
+            if size - parsed.footer_offset > tail.len() as u64 {
+                tail = self.store().get_range(&path, parsed.footer_offset..size).await?;
+            }
+            (head, tail)
+        };
+        let reader = ObjectReader::open(&self.keys, kind, name, size, &head, &tail).map_err(corrupt)?;
+        Ok(StoredObject { cluster: self.clone(), path, reader: Arc::new(reader), head })
+    }
+}
+
+/// An object whose frame table is open; frames are fetched when asked for.
+#[derive(Debug, Clone)]
+pub struct StoredObject {
+    cluster: Cluster,
+    path: String,
+    reader: Arc<ObjectReader>,
+    head: Bytes,
+}
+
+impl StoredObject {
+    /// The frame table and keys.
+    pub fn reader(&self) -> &ObjectReader {
+        &self.reader
+    }
+
+    /// Number of frames.
+    pub fn frame_count(&self) -> u32 {
+        u32::try_from(self.reader.frames().len()).unwrap_or(u32::MAX)
+    }
+
+    /// Fetches, checks and decodes one frame.
+    ///
+    /// # Errors
+    /// When the store fails or the frame was changed.
+    pub async fn frame(&self, number: u32) -> Result<Vec<u8>> {
+        let corrupt = |e: crate::format::FormatError| Error::from(e).context(&self.path);
+        let Some(entry) = self.reader.frames().get(number as usize) else {
+            return Err(Error::new(ErrorKind::Corrupt, "object.frame", format!("{}: there is no frame {number}", self.path)));
+        };
+        let end = entry.offset + u64::from(entry.sealed_len);
+        let sealed = match (usize::try_from(entry.offset), usize::try_from(end)) {
+            (Ok(start), Ok(end)) if end <= self.head.len() => self.head.slice(start..end),
+            _ => self.cluster.store().get_range(&self.path, entry.offset..end).await?,
+        };
+        self.reader.decode(&self.cluster.keys, number, &sealed).map_err(corrupt)
+    }
+}

@@ -1,0 +1,62 @@
+//! Adding and revoking ways into a cluster. Slots are rewritten, data never.
+
+use ulid::Ulid;
+
+use super::audit::{self, Event};
+use super::{Cluster, layout};
+use crate::crypto::keys::EpochDocument;
+use crate::crypto::slot::{SlotDocument, Wrap};
+use crate::format::document;
+use crate::{Error, ErrorKind, Result};
+
+/// Adds a slot for another passphrase or recipient.
+///
+/// # Errors
+/// When the store fails or the key is unusable.
+pub async fn add(cluster: &Cluster, wrap: &Wrap, label: &str) -> Result<SlotDocument> {
+    let slot = SlotDocument::create(cluster.env(), cluster.keys().identity(), cluster.keys().master(), wrap, label)?;
+    cluster.store().put_once(&layout::key_slot(cluster.name(), slot.key_id), document::encode(&slot)?.into()).await?;
+    audit::record(cluster, Event::KeyAdded { key_id: slot.key_id }).await?;
+    Ok(slot)
+}
+
+/// Removes a slot. The last one cannot be removed: nothing could ever be read again.
+///
+/// This takes away a way in for the future. Whoever opened the slot before, or kept a copy of it, knows the master key.
+///
+/// # Errors
+/// When there is no such slot, it is the last, or the store refuses to delete.
+pub async fn revoke(cluster: &Cluster, key_id: Ulid) -> Result<()> {
+    let slots = cluster.vault().slots(cluster.name()).await?;
+    if !slots.iter().any(|s| s.key_id == key_id) {
+        return Err(Error::new(ErrorKind::Usage, "key.unknown", format!("{} has no key slot {key_id}", cluster.name()))
+            .with_hint("`pgvault key list` shows the slots"));
+    }
+    if slots.len() == 1 {
+        return Err(Error::new(ErrorKind::Usage, "key.last", format!("{key_id} is the only key slot of {}", cluster.name()))
+            .with_hint("add another key first with `pgvault key add`"));
+    }
+    audit::record(cluster, Event::KeyRevoked { key_id }).await?;
+    cluster.store().delete(&layout::key_slot(cluster.name(), key_id)).await
+}
+
+/// Replaces the slot `old` by a new one: the new slot is stored before the old is removed, so a crash between leaves both.
+///
+/// # Errors
+/// As [`add`] and [`revoke`].
+pub async fn rotate(cluster: &Cluster, old: Ulid, wrap: &Wrap, label: &str) -> Result<SlotDocument> {
+    let slot = add(cluster, wrap, label).await?;
+    revoke(cluster, old).await?;
+    Ok(slot)
+}
+
+/// Starts a new data key epoch; what is written after the next open uses it.
+///
+/// # Errors
+/// When the store fails.
+pub async fn start_epoch(cluster: &Cluster) -> Result<Ulid> {
+    let epoch = EpochDocument::create(cluster.env(), cluster.keys().identity(), cluster.keys().master())?;
+    cluster.store().put_once(&layout::epoch(cluster.name(), epoch.epoch_id), document::encode(&epoch)?.into()).await?;
+    audit::record(cluster, Event::EpochStarted { epoch_id: epoch.epoch_id }).await?;
+    Ok(epoch.epoch_id)
+}

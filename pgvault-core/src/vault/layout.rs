@@ -1,0 +1,151 @@
+//! Names of objects. They carry no content, sort by time or position, and are never used twice.
+
+use std::fmt;
+
+use sha2::{Digest, Sha256};
+use ulid::Ulid;
+
+use crate::postgres::{SystemId, TimelineId};
+use crate::{Error, ErrorKind, Result};
+
+/// The vault's own document.
+pub const VAULT_DOCUMENT: &str = "vault.json";
+/// Prefix of all clusters.
+pub const CLUSTERS: &str = "c/";
+
+/// Names relative to a cluster's prefix, each with a trailing slash.
+pub mod dir {
+    /// Key slots.
+    pub const KEYS: &str = "keys/";
+    /// Data key epochs.
+    pub const EPOCHS: &str = "epochs/";
+    /// Packs of data frames and of maps.
+    pub const PACK: &str = "pack/";
+    /// Manifests: the commit points.
+    pub const SNAP: &str = "snap/";
+    /// WAL, one folder per timeline.
+    pub const WAL: &str = "wal/";
+    /// Writers' intents.
+    pub const SESSION: &str = "session/";
+    /// Who did what.
+    pub const AUDIT: &str = "audit/";
+    /// Receipts of restore drills.
+    pub const DRILL: &str = "drill/";
+}
+
+/// One PostgreSQL cluster: the name from the configuration and the identity from `initdb`.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClusterName {
+    /// The configured name.
+    pub name: String,
+    /// The system identifier.
+    pub system_id: SystemId,
+}
+
+impl ClusterName {
+    /// A cluster name.
+    ///
+    /// # Errors
+    /// When `name` is not 1 to 64 characters of `A-Z a-z 0-9 . _ -`, starting with a letter or digit.
+    pub fn new(name: &str, system_id: SystemId) -> Result<Self> {
+        let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        if !plain || name.is_empty() || name.len() > 64 || !name.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric) {
+            return Err(Error::new(ErrorKind::Usage, "cluster.name", format!("`{name}` cannot name a cluster"))
+                .with_hint("use 1 to 64 letters, digits, dots, underscores or dashes, and start with a letter or digit"));
+        }
+        Ok(Self { name: name.into(), system_id })
+    }
+
+    /// Reads the directory name that [`ClusterName::prefix`] makes.
+    pub fn parse(directory: &str) -> Option<Self> {
+        let (name, system_id) = directory.rsplit_once('-')?;
+        Self::new(name, system_id.parse().ok()?).ok()
+    }
+
+    /// The prefix of everything the cluster owns.
+    pub fn prefix(&self) -> String {
+        format!("{CLUSTERS}{self}/")
+    }
+}
+
+impl fmt::Display for ClusterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.name, self.system_id)
+    }
+}
+
+/// Prefix of a cluster's key slots.
+pub fn keys(cluster: &ClusterName) -> String {
+    format!("{}{}", cluster.prefix(), dir::KEYS)
+}
+
+/// A key slot.
+pub fn key_slot(cluster: &ClusterName, id: Ulid) -> String {
+    format!("{}{id}.json", keys(cluster))
+}
+
+/// Prefix of a cluster's data key epochs.
+pub fn epochs(cluster: &ClusterName) -> String {
+    format!("{}{}", cluster.prefix(), dir::EPOCHS)
+}
+
+/// A data key epoch.
+pub fn epoch(cluster: &ClusterName, id: Ulid) -> String {
+    format!("{}{id}.json", epochs(cluster))
+}
+
+/// A pack, relative to the cluster. The shard spreads requests over 256 prefixes.
+pub fn pack(id: Ulid) -> String {
+    let shard = Sha256::digest(id.to_string()).first().copied().unwrap_or(0);
+    format!("{}{shard:02x}/{id}.pack", dir::PACK)
+}
+
+/// A snapshot's manifest, relative to the cluster.
+pub fn snapshot(id: Ulid) -> String {
+    format!("{}{id}.snap", dir::SNAP)
+}
+
+/// A session, relative to the cluster.
+pub fn session(id: Ulid) -> String {
+    format!("{}{id}", dir::SESSION)
+}
+
+/// An audit record, relative to the cluster.
+pub fn audit(id: Ulid) -> String {
+    format!("{}{id}", dir::AUDIT)
+}
+
+/// The folder of a timeline's WAL, relative to the cluster.
+pub fn wal_timeline(timeline: TimelineId) -> String {
+    format!("{}{}/", dir::WAL, timeline.hex())
+}
+
+/// Reads the ULID out of an object's file name, whatever its extension.
+pub fn id_of(name: &str) -> Option<Ulid> {
+    let file = name.rsplit('/').next()?;
+    Ulid::from_string(file.split('.').next()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// H17: names are compared as a whole, never by looking for a substring in a key.
+    #[test]
+    fn h17_hostile_cluster_names_round_trip_or_are_refused() {
+        for name in ["main", "x.tmp.y", "a-b-1", "1", "A_b.c-"] {
+            let cluster = ClusterName::new(name, SystemId(7)).unwrap();
+            assert_eq!(ClusterName::parse(&cluster.to_string()), Some(cluster));
+        }
+        for name in ["", "a/b", "..", ".x", "é", "a b", "a%", &"x".repeat(65)] {
+            assert!(ClusterName::new(name, SystemId(7)).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn packs_spread_over_shards() {
+        let shards: std::collections::BTreeSet<String> =
+            (0..2000u128).map(|n| pack(Ulid(n)).split('/').nth(1).unwrap().to_owned()).collect();
+        assert!(shards.len() > 250, "{}", shards.len());
+    }
+}

@@ -1,0 +1,88 @@
+//! Sessions: what a writer intends, and until when.
+//!
+//! A session object is written before anything else. Its deadline bounds how long the packs of an unfinished backup may be
+//! unreferenced, so that a garbage collector that waits longer never deletes what a live writer is about to commit.
+//! Age is measured with the store's clock (the last-modified of session objects), never the client's.
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use super::{Cluster, layout};
+use crate::format::object::Kind;
+use crate::{Error, ErrorKind, Result};
+
+/// Hours after which an unfinished writer must give up. A garbage collector's grace must be longer.
+pub const MAX_HOURS: i64 = 48;
+
+/// What kind of writer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// A base backup.
+    Backup,
+    /// A long-running WAL stream.
+    WalStream,
+}
+
+/// A session as stored.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SessionRecord {
+    /// What kind of writer.
+    pub purpose: Purpose,
+    /// When it started, by its own clock; information only.
+    pub started_at: jiff::Timestamp,
+    /// The name of what it is going to commit.
+    pub commits: Ulid,
+    /// Hours it may last.
+    pub hours: i64,
+    /// The program's version.
+    pub version: String,
+}
+
+/// An open session.
+#[derive(Debug, Clone)]
+pub struct Session {
+    /// Its name.
+    pub id: Ulid,
+    /// When the store says it began.
+    pub began: jiff::Timestamp,
+}
+
+impl Session {
+    /// Announces a writer that is going to commit `commits`.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn begin(cluster: &Cluster, purpose: Purpose, commits: Ulid) -> Result<Self> {
+        let id = cluster.env().new_id()?;
+        let name = layout::session(id);
+        let record = SessionRecord {
+            purpose,
+            started_at: cluster.env().now(),
+            commits,
+            hours: MAX_HOURS,
+            version: env!("CARGO_PKG_VERSION").into(),
+        };
+        cluster.put_json(Kind::Session, &name, &record).await?;
+        let began = cluster.store().head(&cluster.path(&name)).await?.last_modified;
+        Ok(Self { id, began })
+    }
+
+    /// Checks, by the store's clock, that the session may still commit. `witness` is an object written just now.
+    ///
+    /// # Errors
+    /// When the deadline has passed: its packs may already be collected.
+    pub async fn ensure_live(&self, cluster: &Cluster, witness: &str) -> Result<()> {
+        let now = cluster.store().head(&cluster.path(witness)).await?.last_modified;
+        let hours = now.duration_since(self.began).as_hours();
+        if hours < MAX_HOURS {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Failed,
+            "session.expired",
+            format!("the backup took {hours} hours; sessions end after {MAX_HOURS}"),
+        )
+        .with_hint("nothing was committed; make the backup faster (local source, more workers) and run it again"))
+    }
+}

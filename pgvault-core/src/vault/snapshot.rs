@@ -1,0 +1,219 @@
+//! Manifests of base backups: writing one is the commit point, reading one is all a restore needs to start.
+//!
+//! ```text
+//! frame 0     the manifest, JSON
+//! frame 1     the pack table
+//! frame 2..   the file table, in chunks
+//! ```
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use ulid::Ulid;
+
+use super::{Cluster, StoredObject, layout};
+use crate::crypto::sealed::{FrameEncoder, SealedObject, SealedWriter};
+use crate::format::file_table::{self, FileEntry};
+use crate::format::object::Kind;
+use crate::format::pack_table::{self, PackRef};
+use crate::postgres::{Lsn, SegmentSize, SystemId, TimelineId};
+use crate::{Error, ErrorKind, Result};
+
+/// Where a backup was read from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SourceKind {
+    /// `BASE_BACKUP` over a replication connection.
+    Remote,
+    /// The data directory, between `pg_backup_start` and `pg_backup_stop`.
+    Local,
+}
+
+/// Whether a backup re-read and stored everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackupKind {
+    /// Every block was stored by this backup.
+    Full,
+    /// Unchanged blocks are references to packs of earlier backups.
+    Incremental,
+}
+
+/// A tablespace other than the two built-in ones.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tablespace {
+    /// Its object identifier, the name of the link under `pg_tblspc`.
+    pub oid: u32,
+    /// Where it lay on the source.
+    pub location: String,
+}
+
+/// A page whose checksum did not match what it held.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadPage {
+    /// The file, relative to the data directory.
+    pub path: String,
+    /// The block's number in the relation (not in the file: segments of a relation count on).
+    pub block: u32,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// A base backup.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The backup's id, also the object's name.
+    pub id: Ulid,
+    /// Whether it stored everything.
+    pub kind: BackupKind,
+    /// The backup it compared with; information only, nothing is needed from it.
+    pub parent: Option<Ulid>,
+    /// Where it was read from.
+    pub source: SourceKind,
+    /// The configured cluster name.
+    pub cluster: String,
+    /// The cluster's identity.
+    pub system_id: SystemId,
+    /// `server_version` as the server prints it.
+    pub server_version: String,
+    /// Its major version, as in `PG_VERSION`.
+    pub major: u32,
+    /// True when the server was a standby.
+    pub from_standby: bool,
+    /// The timeline at start and stop.
+    pub timeline: TimelineId,
+    /// Where recovery begins (the checkpoint's redo position).
+    pub start_lsn: Lsn,
+    /// Where the backup is consistent.
+    pub stop_lsn: Lsn,
+    /// Server time at the start.
+    pub started_at: jiff::Timestamp,
+    /// Server time once the backup was complete: the earliest moment it can be restored to.
+    pub finished_at: jiff::Timestamp,
+    /// Bytes of a WAL segment.
+    pub wal_segment_size: SegmentSize,
+    /// Bytes of a page.
+    pub block_size: u32,
+    /// True when pages carry checksums.
+    pub data_checksums: bool,
+    /// The `backup_label` file, byte for byte.
+    pub backup_label: String,
+    /// Tablespaces by oid.
+    pub tablespaces: Vec<Tablespace>,
+    /// Pages that were broken at the source.
+    pub bad_pages: Vec<BadPage>,
+    /// What the operator attached.
+    pub labels: BTreeMap<String, String>,
+    /// Anything the operator should know.
+    pub warnings: Vec<String>,
+    /// Files in the file table.
+    pub files: u64,
+    /// Bytes of the files.
+    pub source_bytes: u64,
+    /// Bytes that had to be stored because they changed, before compression.
+    pub changed_bytes: u64,
+    /// Bytes this backup added to the vault, WAL aside.
+    pub stored_bytes: u64,
+    /// Objects this backup added to the vault, WAL aside, with this manifest.
+    pub objects_put: u64,
+    /// The version of pgvault that wrote it.
+    pub version: String,
+}
+
+/// Everything a manifest object holds, ready to be sealed.
+#[derive(Debug)]
+pub struct Snapshot<'a> {
+    /// The manifest.
+    pub manifest: &'a Manifest,
+    /// The packs it needs, sorted by id.
+    pub packs: &'a [PackRef],
+    /// The file table's chunks.
+    pub file_table: &'a [Vec<u8>],
+}
+
+impl Snapshot<'_> {
+    /// Seals the manifest object.
+    ///
+    /// # Errors
+    /// When it would be larger than an object may be.
+    pub fn seal(&self, cluster: &Cluster) -> Result<SealedObject> {
+        let json = serde_json::to_vec(self.manifest).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
+        let keys = cluster.keys();
+        let mut writer = SealedWriter::new(cluster.env(), keys, Kind::Snapshot, layout::snapshot(self.manifest.id), 1 << 20)?;
+        let mut encoder = FrameEncoder::new(3)?;
+        let pack_table = pack_table::encode(self.packs);
+        for frame in [&json, &pack_table].into_iter().chain(self.file_table) {
+            let _ = writer.push(&mut encoder, frame, keys.digest().frame(frame))?;
+        }
+        let object = writer.finish(Vec::new());
+        if object.bytes.len() as u64 > crate::format::MAX_OBJECT {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "snapshot.too_large",
+                format!("the manifest would be {} bytes; the format allows {}", object.bytes.len(), crate::format::MAX_OBJECT),
+            ));
+        }
+        Ok(object)
+    }
+}
+
+/// A committed backup, opened.
+#[derive(Debug, Clone)]
+pub struct OpenSnapshot {
+    /// Its manifest.
+    pub manifest: Manifest,
+    object: StoredObject,
+}
+
+impl OpenSnapshot {
+    /// The packs it needs.
+    ///
+    /// # Errors
+    /// When the store fails or the object was changed.
+    pub async fn packs(&self) -> Result<Vec<PackRef>> {
+        Ok(pack_table::parse(&self.object.frame(1).await?)?)
+    }
+
+    /// Number of chunks of the file table.
+    pub fn file_chunks(&self) -> u32 {
+        self.object.frame_count().saturating_sub(2)
+    }
+
+    /// One chunk of the file table.
+    ///
+    /// # Errors
+    /// When the store fails or the object was changed.
+    pub async fn file_chunk(&self, number: u32) -> Result<Vec<FileEntry>> {
+        Ok(file_table::parse_chunk(&self.object.frame(number.saturating_add(2)).await?)?)
+    }
+}
+
+/// Opens a committed backup.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when there is none of that id, [`ErrorKind::Corrupt`] when it was changed.
+pub async fn open(cluster: &Cluster, id: Ulid, size: Option<u64>) -> Result<OpenSnapshot> {
+    let name = layout::snapshot(id);
+    let object = cluster.open(Kind::Snapshot, &name, size).await?;
+    let json = object.frame(0).await?;
+    let manifest: Manifest =
+        serde_json::from_slice(&json).map_err(|e| Error::new(ErrorKind::Corrupt, "snapshot.json", format!("{name}: {e}")))?;
+    if manifest.id != id {
+        return Err(Error::new(ErrorKind::Corrupt, "snapshot.id", format!("{name} holds the manifest of {}", manifest.id)));
+    }
+    Ok(OpenSnapshot { manifest, object })
+}
+
+/// Every committed backup, oldest first by stop position and time.
+///
+/// # Errors
+/// When the store fails or a manifest was changed.
+pub async fn list(cluster: &Cluster) -> Result<Vec<OpenSnapshot>> {
+    let mut found = Vec::new();
+    for object in cluster.store().list(&cluster.path(layout::dir::SNAP)).await? {
+        let Some(id) = layout::id_of(&object.name) else { continue };
+        found.push(open(cluster, id, Some(object.size)).await?);
+    }
+    found.sort_by_key(|s| (s.manifest.finished_at, s.manifest.id));
+    Ok(found)
+}
