@@ -3,10 +3,17 @@
 //! The parsers here take bytes and return values; they do no I/O, never panic on any input and allocate no more than the
 //! input's size. The connection modules speak to a server.
 
+mod bytes;
+mod control_file;
 mod lsn;
+pub mod page;
+mod relation;
 mod segment;
 
+pub use control_file::{ControlFile, ControlFileError, DbState, WalLevel, invalidate_checkpoint};
 pub use lsn::{Lsn, SystemId, TimelineId};
+pub use page::{PageHeader, PageState};
+pub use relation::{Fork, PG_DEFAULT_TABLESPACE, PG_GLOBAL_TABLESPACE, RelationFile};
 pub use segment::{SegmentName, SegmentSize, WalFileName, WalSegNo};
 
 /// Bytes that are not what PostgreSQL writes at this place.
