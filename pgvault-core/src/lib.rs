@@ -1,11 +1,13 @@
 //! The pgvault engine.
 
+pub mod backup;
 pub mod clock;
 pub mod crypto;
 pub mod env;
 pub mod error;
 pub mod format;
 pub mod postgres;
+pub mod progress;
 pub mod vault;
 
 pub use error::{Error, ErrorKind, Result};

@@ -64,13 +64,30 @@ impl FrameEncoder {
         Ok(Self { zstd, scratch: Vec::new() })
     }
 
-    /// The bytes to store: compressed when that gains at least 3 %.
-    fn encode<'a>(&'a mut self, raw: &'a [u8]) -> Result<(Codec, &'a [u8])> {
+    /// Encodes a frame whose digest is already known: compressed when that gains at least 3 %.
+    ///
+    /// # Errors
+    /// When `raw` exceeds the largest frame, or zstd fails.
+    pub fn encode<'a>(&'a mut self, raw: &'a [u8], digest: [u8; 16]) -> Result<EncodedFrame<'a>> {
+        let raw_len = u32::try_from(raw.len()).ok().filter(|&len| len as usize <= MAX_FRAME).ok_or_else(|| {
+            Error::new(ErrorKind::Failed, "frame.too_large", format!("a frame of {} bytes is above the limit", raw.len()))
+        })?;
         self.scratch.clear();
         self.scratch.reserve(zstd::zstd_safe::compress_bound(raw.len()));
         let _ = self.zstd.compress_to_buffer(raw, &mut self.scratch).map_err(|e| zstd_failed(&e))?;
-        if self.scratch.len() < raw.len() - raw.len() / 32 { Ok((Codec::Zstd, &self.scratch)) } else { Ok((Codec::None, raw)) }
+        let gains = self.scratch.len() < raw.len() - raw.len() / 32;
+        let (codec, bytes) = if gains { (Codec::Zstd, &self.scratch[..]) } else { (Codec::None, raw) };
+        Ok(EncodedFrame { codec, bytes, raw_len, digest })
     }
+}
+
+/// A frame between compression and sealing.
+#[derive(Debug, Clone, Copy)]
+pub struct EncodedFrame<'a> {
+    codec: Codec,
+    bytes: &'a [u8],
+    raw_len: u32,
+    digest: [u8; 16],
 }
 
 fn zstd_failed(error: &std::io::Error) -> Error {
@@ -134,18 +151,17 @@ impl SealedWriter {
     /// # Errors
     /// When `raw` exceeds the largest frame, or zstd fails.
     pub fn push(&mut self, encoder: &mut FrameEncoder, raw: &[u8], digest: [u8; 16]) -> Result<u32> {
-        if raw.len() > MAX_FRAME {
-            return Err(Error::new(
-                ErrorKind::Failed,
-                "frame.too_large",
-                format!("a frame of {} bytes is above the limit", raw.len()),
-            ));
-        }
-        let (codec, encoded) = encoder.encode(raw)?;
+        Ok(self.append(&encoder.encode(raw, digest)?))
+    }
+
+    /// Seals and appends a frame that was encoded before; returns its number.
+    ///
+    /// Encoding is the expensive part: workers do it in parallel and share one writer for this.
+    pub fn append(&mut self, frame: &EncodedFrame<'_>) -> u32 {
         let number = self.footer.frames.len();
         let offset = self.bytes.len();
-        self.bytes.extend_from_slice(encoded);
-        let aad = associated_data(&self.header, number as u64, codec, raw.len() as u64);
+        self.bytes.extend_from_slice(frame.bytes);
+        let aad = associated_data(&self.header, number as u64, frame.codec, u64::from(frame.raw_len));
         let tag =
             self.key.cipher().seal(nonce(Domain::Frame, number as u64), &aad, self.bytes.get_mut(offset..).unwrap_or(&mut []));
         self.bytes.extend_from_slice(&tag);
@@ -153,11 +169,11 @@ impl SealedWriter {
         self.footer.frames.push(FrameEntry {
             offset: offset as u64,
             sealed_len: narrow(self.bytes.len() - offset),
-            raw_len: narrow(raw.len()),
-            codec,
-            digest,
+            raw_len: frame.raw_len,
+            codec: frame.codec,
+            digest: frame.digest,
         });
-        Ok(narrow(number))
+        narrow(number)
     }
 
     /// Seals the footer, appends the tail.

@@ -30,12 +30,14 @@ pub enum Node {
 pub enum MapPlace {
     /// The map's own bytes.
     Inline(Vec<u8>),
-    /// One frame of a meta pack.
-    Frame {
+    /// Consecutive frames of a meta pack, which hold the map's bytes one after the other.
+    Frames {
         /// The meta pack.
         pack: PackId,
-        /// The frame in it.
-        frame: u32,
+        /// The first frame.
+        first: u32,
+        /// How many frames.
+        count: u32,
     },
 }
 
@@ -74,11 +76,12 @@ impl TableWriter {
                 put_varint(&mut line, *len);
                 put_string(&mut line, map);
             }
-            Node::File { len, map: MapPlace::Frame { pack, frame } } => {
+            Node::File { len, map: MapPlace::Frames { pack, first, count } } => {
                 line.push(3);
                 put_varint(&mut line, *len);
                 line.extend_from_slice(pack);
-                put_varint(&mut line, u64::from(*frame));
+                put_varint(&mut line, u64::from(*first));
+                put_varint(&mut line, u64::from(*count));
             }
         }
         if self.open.len() + line.len() > MAX_FRAME {
@@ -121,7 +124,10 @@ pub fn parse_chunk(bytes: &[u8]) -> Result<Vec<FileEntry>, FormatError> {
             0 => Node::Directory,
             1 => Node::Tablespace { location: cursor.string()?.to_owned() },
             2 => Node::File { len: cursor.varint()?, map: MapPlace::Inline(cursor.bytes()?.to_vec()) },
-            3 => Node::File { len: cursor.varint()?, map: MapPlace::Frame { pack: cursor.array()?, frame: cursor.number()? } },
+            3 => Node::File {
+                len: cursor.varint()?,
+                map: MapPlace::Frames { pack: cursor.array()?, first: cursor.number()?, count: cursor.number()? },
+            },
             other => return Err(FormatError::unsupported("file table", format!("unknown entry type {other}"))),
         };
         entries.push(FileEntry { path, mode, node });
@@ -145,8 +151,8 @@ mod tests {
             Just(Node::Directory),
             any::<String>().prop_map(|location| Node::Tablespace { location }),
             (any::<u64>(), any::<Vec<u8>>()).prop_map(|(len, map)| Node::File { len, map: MapPlace::Inline(map) }),
-            (any::<u64>(), any::<[u8; 16]>(), any::<u32>())
-                .prop_map(|(len, pack, frame)| Node::File { len, map: MapPlace::Frame { pack, frame } }),
+            (any::<u64>(), any::<[u8; 16]>(), any::<u32>(), any::<u32>())
+                .prop_map(|(len, pack, first, count)| Node::File { len, map: MapPlace::Frames { pack, first, count } }),
         ]
     }
 

@@ -1,0 +1,6 @@
+//! Base backups.
+
+mod file;
+mod packer;
+mod pipeline;
+mod worker;

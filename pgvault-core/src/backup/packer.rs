@@ -1,0 +1,83 @@
+//! Fills packs: frames from all workers go into one open pack, full ones go to the uploader.
+//!
+//! Workers compress in parallel; only sealing and appending, a tenth of the work, happens under the lock. One open pack
+//! instead of one per worker keeps a file's regions together, which is what a restore reads.
+
+use std::sync::{Mutex, PoisonError};
+
+use ulid::Ulid;
+
+use crate::Result;
+use crate::crypto::sealed::{EncodedFrame, SealedObject, SealedWriter};
+use crate::format::map::PackId;
+use crate::format::object::Kind;
+use crate::vault::{Cluster, layout};
+
+/// A finished pack on its way to the store.
+#[derive(Debug)]
+pub(super) struct FinishedPack {
+    pub(super) id: Ulid,
+    pub(super) object: SealedObject,
+}
+
+/// Takes finished packs; blocks while the store is behind, which is what bounds memory.
+pub(super) type Uploads = tokio::sync::mpsc::Sender<FinishedPack>;
+
+/// The open pack of one kind.
+#[derive(Debug)]
+pub(super) struct Packer {
+    cluster: Cluster,
+    kind: Kind,
+    target: usize,
+    open: Mutex<Option<(Ulid, SealedWriter)>>,
+    uploads: Uploads,
+}
+
+impl Packer {
+    pub(super) fn new(cluster: Cluster, kind: Kind, target: usize, uploads: Uploads) -> Self {
+        Self { cluster, kind, target, open: Mutex::new(None), uploads }
+    }
+
+    /// Appends frames that must stay together; returns the pack and the number of the first.
+    pub(super) fn append(&self, frames: &[EncodedFrame<'_>]) -> Result<(PackId, u32)> {
+        let full;
+        let place = {
+            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let (id, writer) = match &mut *open {
+                Some(open) => open,
+                none => {
+                    let id = self.cluster.env().new_id()?;
+                    let capacity = self.target + self.target / 16;
+                    let writer = SealedWriter::new(self.cluster.env(), self.cluster.keys(), self.kind, layout::pack(id), capacity)?;
+                    none.insert((id, writer))
+                }
+            };
+            let mut first = None;
+            for frame in frames {
+                let number = writer.append(frame);
+                let _ = first.get_or_insert(number);
+            }
+            let place = (id.to_bytes(), first.unwrap_or(0));
+            full = if writer.len() >= self.target { open.take() } else { None };
+            place
+        };
+        // Hashing and waiting for the uploader happen outside the lock.
+        if let Some(full) = full {
+            self.send(full);
+        }
+        Ok(place)
+    }
+
+    /// Sends the last, partly filled pack.
+    pub(super) fn finish(&self) {
+        let last = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(last) = last {
+            self.send(last);
+        }
+    }
+
+    fn send(&self, (id, writer): (Ulid, SealedWriter)) {
+        // The uploader is gone only after an error that it reports itself.
+        let _ = self.uploads.blocking_send(FinishedPack { id, object: writer.finish(Vec::new()) });
+    }
+}

@@ -1,0 +1,203 @@
+//! From a source's files to packs in the vault.
+//!
+//! ```text
+//! source --jobs--> workers (one per core) --packs--> uploader (a few PUTs at a time) --> store
+//!                     \--> file table entries, page findings
+//! ```
+//!
+//! Both channels are bounded, so memory is bounded by the number of workers and PUTs in flight, not by the database.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use tokio::task::JoinSet;
+
+use super::file::{FileTask, MAX_FILE};
+use super::packer::{FinishedPack, Packer};
+use super::worker::{self, Failure, Job, PageRules, Shared};
+use crate::crypto::sealed::FrameEncoder;
+use crate::format::file_table::FileEntry;
+use crate::format::map::FileMap;
+use crate::format::object::Kind;
+use crate::format::pack_table::PackRef;
+use crate::progress::SharedProgress;
+use crate::vault::Cluster;
+use crate::vault::snapshot::BadPage;
+use crate::{Error, ErrorKind, Result};
+
+/// Regions handed to a worker at once, when it reads for itself (16 MiB).
+const READ_RUN: u32 = 64;
+
+/// PUTs in flight.
+const UPLOADS: usize = 4;
+
+/// Memory for packs: one open, one waiting, [`UPLOADS`] in flight.
+const PACK_TARGET: usize = 31 << 20;
+const META_TARGET: usize = 16 << 20;
+
+/// What the pipeline made.
+#[derive(Debug)]
+pub(super) struct Output {
+    /// Files, sorted by path.
+    pub(super) entries: Vec<FileEntry>,
+    /// Packs, sorted by id.
+    pub(super) packs: Vec<PackRef>,
+    pub(super) changed_bytes: u64,
+    pub(super) bad_pages: Vec<BadPage>,
+    pub(super) bad_page_count: u64,
+}
+
+/// A running pipeline.
+#[derive(Debug)]
+pub(super) struct Pipeline {
+    shared: Arc<Shared>,
+    failure: Arc<Failure>,
+    jobs: async_channel::Sender<Job>,
+    workers: Vec<JoinHandle<()>>,
+    uploader: tokio::task::JoinHandle<Result<Vec<PackRef>>>,
+}
+
+impl Pipeline {
+    pub(super) fn start(cluster: &Cluster, rules: PageRules, level: i32, workers: usize, progress: SharedProgress) -> Result<Self> {
+        let (uploads, finished) = tokio::sync::mpsc::channel(1);
+        let failure = Arc::new(Failure::default());
+        let shared = Arc::new(Shared {
+            rules,
+            digest: cluster.keys().digest().clone(),
+            level,
+            data: Packer::new(cluster.clone(), Kind::Data, PACK_TARGET, uploads.clone()),
+            meta: Packer::new(cluster.clone(), Kind::Meta, META_TARGET, uploads),
+            progress,
+            failure: failure.clone(),
+            entries: Mutex::default(),
+            bad_pages: Mutex::default(),
+            bad_page_count: 0.into(),
+            changed_bytes: 0.into(),
+        });
+        let (jobs, queue) = async_channel::bounded(workers.max(1) * 16);
+        let threads = (0..workers.max(1))
+            .map(|n| {
+                let (shared, queue) = (shared.clone(), queue.clone());
+                let spawned = std::thread::Builder::new().name(format!("pgvault-{n}")).spawn(move || worker::run(shared, &queue));
+                spawned.map_err(|e| Error::new(ErrorKind::Failed, "thread", format!("start a worker thread: {e}")))
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let uploader = tokio::spawn(upload(cluster.clone(), failure.clone(), finished));
+        Ok(Self { shared, failure, jobs, workers: threads, uploader })
+    }
+
+    /// Announces a file whose regions will follow, or that workers will read.
+    pub(super) fn file(&self, path: String, mode: u32, len: u64, reader: Option<std::fs::File>) -> Result<Arc<FileTask>> {
+        if len > MAX_FILE {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "backup.file_too_large",
+                format!("{path} has {len} bytes; the format ends at {MAX_FILE}"),
+            ));
+        }
+        let file = Arc::new(FileTask::new(path, mode, len, reader));
+        if len == 0 {
+            self.shared.finish_file(&file, &FileMap::default(), &mut FrameEncoder::new(self.shared.level)?)?;
+        }
+        Ok(file)
+    }
+
+    /// Lets workers read the whole file.
+    pub(super) async fn read(&self, file: &Arc<FileTask>) -> Result<()> {
+        let regions = file.regions();
+        let mut first = 0;
+        while first < regions {
+            let count = READ_RUN.min(regions - first);
+            self.send(Job::Read { file: file.clone(), first, count }).await?;
+            first += count;
+        }
+        Ok(())
+    }
+
+    /// Hands over one region.
+    pub(super) async fn region(&self, file: &Arc<FileTask>, region: u32, bytes: Vec<u8>) -> Result<()> {
+        self.send(Job::Region { file: file.clone(), region, bytes }).await
+    }
+
+    async fn send(&self, job: Job) -> Result<()> {
+        if self.failure.happened() || self.jobs.send(job).await.is_err() {
+            let stopped = || Error::new(ErrorKind::Failed, "backup.stopped", "the backup was stopped by an earlier error");
+            return Err(self.failure.take().unwrap_or_else(stopped));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything handed over is durable in the vault.
+    pub(super) async fn finish(self) -> Result<Output> {
+        let Self { shared, failure, jobs, workers, uploader } = self;
+        drop(jobs);
+        let finishing = tokio::task::spawn_blocking(move || {
+            let healthy = workers.into_iter().fold(true, |healthy, worker| worker.join().is_ok() && healthy);
+            shared.data.finish();
+            shared.meta.finish();
+            (healthy, Arc::into_inner(shared))
+        });
+        let Ok((true, Some(shared))) = finishing.await else {
+            return Err(failure.take().unwrap_or_else(|| Error::new(ErrorKind::Failed, "backup.worker", "a worker thread died")));
+        };
+        let Shared { data, meta, entries, bad_pages, bad_page_count, changed_bytes, .. } = shared;
+        // The uploader ends when nobody can send it packs any more.
+        drop((data, meta));
+        let packs = uploader.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
+        if let Some(error) = failure.take() {
+            return Err(error);
+        }
+        let mut packs = packs?;
+        packs.sort();
+        let mut entries = entries.into_inner().unwrap_or_else(PoisonError::into_inner);
+        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        let mut bad_pages = bad_pages.into_inner().unwrap_or_else(PoisonError::into_inner);
+        bad_pages.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
+        Ok(Output {
+            entries,
+            packs,
+            changed_bytes: changed_bytes.into_inner(),
+            bad_pages,
+            bad_page_count: bad_page_count.into_inner(),
+        })
+    }
+}
+
+/// Puts packs into the store, a few at a time; ends when the packers are gone.
+async fn upload(
+    cluster: Cluster,
+    failure: Arc<Failure>,
+    mut finished: tokio::sync::mpsc::Receiver<FinishedPack>,
+) -> Result<Vec<PackRef>> {
+    let mut running: JoinSet<Result<PackRef>> = JoinSet::new();
+    let mut packs = Vec::new();
+    loop {
+        while running.len() >= UPLOADS {
+            collect(running.join_next().await, &mut packs, &failure);
+        }
+        let Some(pack) = finished.recv().await else { break };
+        if failure.happened() {
+            // Keep receiving, so that no worker stays blocked; what arrives now is not wanted any more.
+            continue;
+        }
+        let cluster = cluster.clone();
+        let _ = running.spawn(async move {
+            cluster.put_once(&pack.object).await?;
+            let size = pack.object.bytes.len() as u64;
+            Ok(PackRef { id: pack.id.to_bytes(), size, footer_len: pack.object.footer_len, sha256: pack.object.sha256 })
+        });
+    }
+    while !running.is_empty() {
+        collect(running.join_next().await, &mut packs, &failure);
+    }
+    Ok(packs)
+}
+
+fn collect(joined: Option<Result<Result<PackRef>, tokio::task::JoinError>>, packs: &mut Vec<PackRef>, failure: &Failure) {
+    match joined {
+        Some(Ok(Ok(pack))) => packs.push(pack),
+        Some(Ok(Err(error))) => failure.fail(error),
+        Some(Err(error)) => failure.fail(Error::new(ErrorKind::Failed, "task", error.to_string())),
+        None => {}
+    }
+}
