@@ -9,6 +9,7 @@ mod lsn;
 pub mod page;
 mod relation;
 mod segment;
+pub mod wal;
 
 pub use control_file::{ControlFile, ControlFileError, DbState, WalLevel, invalidate_checkpoint};
 pub use lsn::{Lsn, SystemId, TimelineId};
