@@ -9,5 +9,6 @@ pub mod format;
 pub mod postgres;
 pub mod progress;
 pub mod vault;
+pub mod wal;
 
 pub use error::{Error, ErrorKind, Result};

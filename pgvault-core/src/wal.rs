@@ -1,0 +1,14 @@
+//! Write-ahead log in the vault: how it gets in, what is there, how it gets out.
+//!
+//! ```text
+//! archive_command -> push --\
+//!                            object -> vault -> catalog -> fetch -> restore_command
+//! replication slot -> stream /
+//! ```
+//!
+//! A segment is one create-only object; a segment that is still open, or too large for one object, is a row of parts.
+
+pub mod catalog;
+pub mod fetch;
+pub mod object;
+pub mod push;

@@ -1,0 +1,240 @@
+//! What WAL there is: which segments, how far they reach without a hole, and how the timelines hang together.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::Serialize;
+
+use super::object::{self, StoredWal, WalName};
+use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName, WalSegNo};
+use crate::vault::{Cluster, layout};
+use crate::{Error, ErrorKind, Result};
+
+/// The WAL objects of one timeline.
+#[derive(Debug, Clone, Default)]
+pub struct TimelineObjects {
+    /// Whole segments.
+    pub segments: BTreeSet<SegmentName>,
+    /// Parts of segments: start offset to end offset.
+    pub parts: BTreeMap<SegmentName, BTreeSet<(u32, u32)>>,
+    /// Last segments of a timeline, as a promotion archives them.
+    pub partials: BTreeSet<SegmentName>,
+    /// True when the history file is there.
+    pub has_history: bool,
+    /// Objects with names that no pgvault wrote.
+    pub strangers: Vec<String>,
+}
+
+impl TimelineObjects {
+    /// How many bytes of `segment` are there, from its start on without a hole.
+    pub fn covered(&self, segment: SegmentName, size: SegmentSize) -> u64 {
+        if self.segments.contains(&segment) {
+            return size.bytes();
+        }
+        self.chain(segment).last().map_or(0, |(_, to)| u64::from(*to))
+    }
+
+    /// The parts that make up the longest unbroken start of `segment`.
+    ///
+    /// Several writers may have cut the same segment differently, so parts may overlap.
+    pub fn chain(&self, segment: SegmentName) -> Vec<(u32, u32)> {
+        let mut chain = Vec::new();
+        let mut end = 0;
+        let Some(parts) = self.parts.get(&segment) else { return chain };
+        loop {
+            // Of the parts that continue here, the one that reaches furthest.
+            let next = parts.iter().filter(|(from, to)| *from <= end && *to > end).max_by_key(|(_, to)| *to);
+            let Some(next) = next else { return chain };
+            chain.push(*next);
+            end = next.1;
+        }
+    }
+
+    /// Every segment of which anything is there, in order.
+    pub fn present(&self) -> BTreeSet<SegmentName> {
+        self.segments.iter().chain(self.parts.keys()).copied().collect()
+    }
+
+    /// The last segment of which anything is there.
+    pub fn last(&self) -> Option<SegmentName> {
+        self.segments.last().copied().max(self.parts.keys().next_back().copied())
+    }
+}
+
+/// WAL that should be there and is not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Gap {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The first missing position.
+    pub from: Lsn,
+    /// The first position that is there again.
+    pub to: Lsn,
+}
+
+/// A listing of WAL.
+#[derive(Debug, Clone)]
+pub struct Catalog {
+    /// Segment size of the cluster.
+    pub segment_size: SegmentSize,
+    /// What there is, by timeline.
+    pub timelines: BTreeMap<TimelineId, TimelineObjects>,
+    /// Histories of the timelines that have one in the vault.
+    pub histories: BTreeMap<TimelineId, TimelineHistory>,
+}
+
+impl Catalog {
+    /// Lists the cluster's WAL, from the segment of `from` on, on every timeline.
+    ///
+    /// # Errors
+    /// When the store fails or a history file was changed.
+    pub async fn load(cluster: &Cluster, segment_size: SegmentSize, from: Lsn) -> Result<Self> {
+        let mut timelines = BTreeMap::new();
+        let mut histories = BTreeMap::new();
+        for directory in cluster.store().list_directories(&cluster.path(layout::dir::WAL)).await? {
+            let Ok(timeline) = TimelineId::from_hex(&directory) else { continue };
+            let dir = cluster.path(&layout::wal_timeline(timeline));
+            let first = SegmentName::new(timeline, WalSegNo::containing(from, segment_size), segment_size);
+            // Names sort by position. `.` sorts before every extension, so this starts right before the first segment.
+            let after = format!("{dir}{first}");
+            let listed = cluster.store().list_after(&dir, (!from.is_invalid()).then_some(after.as_str())).await?;
+            let mut objects = TimelineObjects::default();
+            for object in listed {
+                match WalName::parse(&object.name).filter(|name| name.timeline() == timeline) {
+                    Some(WalName::File(WalFileName::Segment(segment))) => drop(objects.segments.insert(segment)),
+                    Some(WalName::File(WalFileName::Partial(segment))) => drop(objects.partials.insert(segment)),
+                    Some(WalName::File(WalFileName::History(_))) => objects.has_history = true,
+                    Some(WalName::File(WalFileName::BackupHistory(..))) => {}
+                    Some(WalName::Part { segment, from, to }) => drop(objects.parts.entry(segment).or_default().insert((from, to))),
+                    None => objects.strangers.push(object.name),
+                }
+            }
+            // The history file's name is shorter than a segment's and may sort before the offset.
+            if let Some(history) = read_history(cluster, timeline).await? {
+                objects.has_history = true;
+                let _ = histories.insert(timeline, history);
+            }
+            let _ = timelines.insert(timeline, objects);
+        }
+        Ok(Self { segment_size, timelines, histories })
+    }
+
+    /// The history of a timeline: its ancestors and where it left them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::NotFound`] when a timeline other than the first has no history file in the vault (H7).
+    pub fn history(&self, timeline: TimelineId) -> Result<TimelineHistory> {
+        if let Some(history) = self.histories.get(&timeline) {
+            return Ok(history.clone());
+        }
+        // The timeline that `initdb` made has no history; neither has one that a backup was first taken on.
+        if timeline == TimelineId(1) {
+            return Ok(TimelineHistory::root(timeline));
+        }
+        Err(Error::new(
+            ErrorKind::NotFound,
+            "wal.no_history",
+            format!("the history file of timeline {timeline} is not in the vault"),
+        )
+        .with_hint(format!("push {}.history from the server's pg_wal directory with `pgvault wal push`", timeline.hex())))
+    }
+
+    /// The newest timeline of which there is anything.
+    pub fn newest_timeline(&self) -> Option<TimelineId> {
+        self.timelines.keys().next_back().copied()
+    }
+
+    /// The end of the WAL that is there from `from` on without a hole, on the way to and along `history`'s timeline.
+    ///
+    /// `from` itself when not even its own byte is there.
+    pub fn contiguous_end(&self, history: &TimelineHistory, from: Lsn) -> Lsn {
+        let size = self.segment_size;
+        let mut end = from;
+        loop {
+            let number = WalSegNo::containing(end, size);
+            let start = number.start(size);
+            // The first segment of a timeline begins with a copy of its ancestor's bytes, so either will do up to the switch.
+            let covered = self
+                .sources(history, number)
+                .map(|(limit, objects, name)| start.advance(objects.covered(name, size)).min(limit))
+                .max()
+                .unwrap_or(start);
+            if covered <= end {
+                return end;
+            }
+            end = covered;
+        }
+    }
+
+    /// Where the bytes of segment `number` can come from: end of what that timeline may contribute, its objects, the name.
+    fn sources<'a>(
+        &'a self,
+        history: &'a TimelineHistory,
+        number: WalSegNo,
+    ) -> impl Iterator<Item = (Lsn, &'a TimelineObjects, SegmentName)> {
+        let own = (history.timeline(), Lsn(u64::MAX));
+        let ancestors = history.ancestors().iter().map(|a| (a.timeline, a.switch_point));
+        ancestors.chain(std::iter::once(own)).filter_map(move |(timeline, limit)| {
+            let objects = self.timelines.get(&timeline)?;
+            Some((limit, objects, SegmentName::new(timeline, number, self.segment_size)))
+        })
+    }
+
+    /// The holes between the first and the last WAL of each timeline.
+    pub fn gaps(&self) -> Vec<Gap> {
+        let size = self.segment_size;
+        let mut gaps = Vec::new();
+        for (timeline, objects) in &self.timelines {
+            let mut expected: Option<Lsn> = None;
+            for segment in objects.present() {
+                let Ok(number) = segment.segment_number(size) else { continue };
+                let start = number.start(size);
+                if let Some(from) = expected.filter(|from| *from < start) {
+                    gaps.push(Gap { timeline: *timeline, from, to: start });
+                }
+                expected = Some(start.advance(objects.covered(segment, size)));
+            }
+        }
+        gaps
+    }
+
+    /// Opens the object that describes segment `number` best, on the way to `history`'s timeline.
+    ///
+    /// # Errors
+    /// When the store fails or the object was changed.
+    pub async fn describe(&self, cluster: &Cluster, history: &TimelineHistory, number: WalSegNo) -> Result<Option<StoredWal>> {
+        let start = number.start(self.segment_size);
+        // The timeline that owns the segment's last byte that matters: its copy includes the ancestor's bytes.
+        let mut best = None;
+        for (limit, objects, segment) in self.sources(history, number) {
+            let end = start.advance(objects.covered(segment, self.segment_size)).min(limit);
+            if end > start && best.as_ref().is_none_or(|(before, _, _)| end >= *before) {
+                best = Some((end, objects, segment));
+            }
+        }
+        let Some((_, objects, segment)) = best else { return Ok(None) };
+        let name = if objects.segments.contains(&segment) {
+            WalName::File(WalFileName::Segment(segment))
+        } else {
+            let Some((from, to)) = objects.chain(segment).last().copied() else { return Ok(None) };
+            WalName::Part { segment, from, to }
+        };
+        object::open(cluster, name, None).await.map(Some)
+    }
+}
+
+/// Reads a timeline's history file; `None` when it is not in the vault.
+///
+/// # Errors
+/// When the store fails or the file was changed or is malformed.
+pub async fn read_history(cluster: &Cluster, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+    let name = WalName::File(WalFileName::History(timeline));
+    match object::read(cluster, name).await {
+        Ok((_, bytes)) => {
+            let corrupt = |why: String| Error::new(ErrorKind::Corrupt, "wal.history", format!("{}: {why}", name.object()));
+            let text = String::from_utf8(bytes).map_err(|e| corrupt(e.to_string()))?;
+            TimelineHistory::parse(timeline, &text).map(Some).map_err(|e| corrupt(e.to_string()))
+        }
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
