@@ -216,7 +216,8 @@ mod tests {
         /// Every byte belongs to exactly one timeline, and a position just past it on that timeline is in the history.
         #[test]
         fn ancestry_is_consistent(points in proptest::collection::vec(1u64..50, 0..6), lsn in 0u64..60) {
-            let text: String = (1..).zip(&points).map(|(tli, at)| format!("{tli}\t0/{at:X}\tr\n")).collect();
+            let lines: Vec<_> = (1..).zip(&points).map(|(tli, at)| format!("{tli}\t0/{at:X}\tr")).collect();
+            let text = lines.join("\n");
             let history = TimelineHistory::parse(t(u32::try_from(points.len()).unwrap() + 1), &text).unwrap();
             let owner = history.timeline_at(Lsn(lsn));
             prop_assert!(history.contains(owner, Lsn(lsn)) && history.contains(owner, Lsn(lsn + 1)));

@@ -308,7 +308,7 @@ mod tests {
                     let commit = i64::from(xid).to_le_bytes();
                     writer.with_main_data(1, 0x00, xid, &commit)
                 } else {
-                    writer.record(10, 0, xid, &vec![xid as u8; length])
+                    writer.record(10, 0, xid, &vec![xid.to_le_bytes()[0]; length])
                 };
                 expected.push((lsn, xid, length < 60));
             }
@@ -332,7 +332,7 @@ mod tests {
                 if index + 1 < segments.len() {
                     prop_assert_eq!(end, ScanEnd { lsn: start.advance(u64::from(SIZE)), reason: StopReason::EndOfInput });
                 } else {
-                    prop_assert!(end.lsn == writer.position() || writer.position().0 % BLOCK == 0);
+                    prop_assert!(end.lsn == writer.position() || writer.position().0.is_multiple_of(BLOCK));
                 }
             }
             let expected: Vec<_> = expected.iter().map(|(lsn, xid, _)| (*lsn, *xid)).collect();

@@ -11,6 +11,7 @@ pub(super) fn segment(name: &str) -> Vec<u8> {
 
 pub(super) const SIZE: u32 = 1 << 20;
 pub(super) const BLOCK: u64 = 8192;
+const BLOCK_BYTES: usize = 8192;
 
 pub(super) fn size() -> SegmentSize {
     SegmentSize::try_from(SIZE).unwrap()
@@ -37,7 +38,7 @@ impl Writer {
 
     fn page_header(&mut self, remaining: usize) {
         let address = self.position().0;
-        let long = address % u64::from(SIZE) == 0;
+        let long = address.is_multiple_of(u64::from(SIZE));
         let mut flags = if long { IS_LONG } else { 0 };
         flags |= if remaining > 0 { CONTINUES_RECORD } else { 0 };
         if std::mem::take(&mut self.give_up_next) {
@@ -48,24 +49,24 @@ impl Writer {
         self.bytes.extend(flags.to_le_bytes());
         self.bytes.extend(1u32.to_le_bytes());
         self.bytes.extend(address.to_le_bytes());
-        self.bytes.extend((remaining as u32).to_le_bytes());
+        self.bytes.extend(u32::try_from(remaining).unwrap().to_le_bytes());
         self.bytes.resize(from + SHORT_HEADER, 0);
         if long {
             self.bytes.extend(0x1234u64.to_le_bytes());
             self.bytes.extend(SIZE.to_le_bytes());
-            self.bytes.extend((BLOCK as u32).to_le_bytes());
+            self.bytes.extend(u32::try_from(BLOCK).unwrap().to_le_bytes());
             assert_eq!(self.bytes.len(), from + LONG_HEADER);
         }
     }
 
     /// Writes a record with `data` behind its header and answers its position.
     pub(super) fn record(&mut self, resource_manager: u8, info: u8, xid: u32, data: &[u8]) -> Lsn {
-        if self.bytes.len() as u64 % BLOCK == 0 {
+        if self.bytes.len().is_multiple_of(BLOCK_BYTES) {
             self.page_header(0);
         }
         let lsn = self.position();
         let mut record = Vec::new();
-        record.extend((24 + data.len() as u32).to_le_bytes());
+        record.extend(u32::try_from(24 + data.len()).unwrap().to_le_bytes());
         record.extend(xid.to_le_bytes());
         record.extend(self.previous.to_le_bytes());
         record.extend([info, resource_manager, 0, 0]);
@@ -74,7 +75,7 @@ impl Writer {
         record.extend(data);
         self.previous = lsn.0;
         for (done, byte) in record.iter().enumerate() {
-            if self.bytes.len() as u64 % BLOCK == 0 {
+            if self.bytes.len().is_multiple_of(BLOCK_BYTES) {
                 self.page_header(record.len() - done);
             }
             self.bytes.push(*byte);
@@ -91,7 +92,7 @@ impl Writer {
         self.bytes.extend(0u32.to_le_bytes());
         self.bytes.extend(self.previous.to_le_bytes());
         self.bytes.resize(from + written, 0x55);
-        let page_end = (self.bytes.len() as u64).next_multiple_of(BLOCK) as usize;
+        let page_end = self.bytes.len().next_multiple_of(BLOCK_BYTES);
         self.bytes.resize(page_end, 0);
         self.give_up_next = true;
         lsn
