@@ -172,7 +172,7 @@ impl Catalog {
         number: WalSegNo,
     ) -> impl Iterator<Item = (Lsn, &'a TimelineObjects, SegmentName)> {
         let own = (history.timeline(), Lsn(u64::MAX));
-        let ancestors = history.ancestors().iter().map(|a| (a.timeline, a.switch_point));
+        let ancestors = history.ancestors().iter().filter_map(|a| Some((a.timeline, history.switch_point_of(a.timeline)?)));
         ancestors.chain(std::iter::once(own)).filter_map(move |(timeline, limit)| {
             let objects = self.timelines.get(&timeline)?;
             Some((limit, objects, SegmentName::new(timeline, number, self.segment_size)))

@@ -1,0 +1,16 @@
+//! Getting a cluster back.
+//!
+//! ```text
+//! target -> plan (which backup, which timeline, is the WAL whole) -> files -> recovery settings -> PostgreSQL -> wal fetch
+//! ```
+
+mod delta;
+mod files;
+pub mod plan;
+mod recovery;
+mod run;
+pub mod target;
+pub mod window;
+
+pub use recovery::RestoreCommand;
+pub use run::{RestoreOptions, Restored, restore};

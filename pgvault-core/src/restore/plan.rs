@@ -1,0 +1,311 @@
+//! Which backup, which timeline, where to stop, and why.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use ulid::Ulid;
+
+use super::target::Target;
+use super::window::{self, Reach};
+use crate::postgres::wal::{find_transaction, record_begins_at};
+use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
+use crate::vault::Cluster;
+use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
+use crate::wal::catalog::Catalog;
+use crate::wal::fetch;
+use crate::{Error, ErrorKind, Result};
+
+/// Where recovery stops.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "stop", rename_all = "kebab-case")]
+pub enum Stop {
+    /// Before the first transaction that ended later.
+    Time {
+        /// The moment.
+        time: Timestamp,
+    },
+    /// At a position.
+    Lsn {
+        /// The position.
+        lsn: Lsn,
+        /// True: after the record that begins there. False: before the first record that begins there or later.
+        inclusive: bool,
+    },
+    /// As soon as the backup is consistent.
+    Consistent,
+    /// At the end of the WAL.
+    End,
+}
+
+/// What a restore is going to do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// What was asked for.
+    pub target: Target,
+    /// The backup it starts from.
+    pub snapshot: OpenSnapshot,
+    /// The timeline it follows.
+    pub timeline: TimelineId,
+    /// Where it stops.
+    pub stop: Stop,
+    /// WAL that recovery will ask for: from the backup's start to here at most.
+    pub wal_end: Lsn,
+    /// Why this backup, in sentences.
+    pub reasons: Vec<String>,
+}
+
+/// Choices that narrow a plan.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PlanOptions {
+    /// Start from this backup.
+    pub backup: Option<Ulid>,
+    /// Follow this timeline instead of the newest.
+    pub timeline: Option<TimelineId>,
+}
+
+/// Makes a plan.
+///
+/// # Errors
+/// [`ErrorKind::OutsideWindow`] when the target cannot be reached; the message names the nearest point that can.
+pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> Result<Plan> {
+    let snapshots = snapshot::list(cluster).await?;
+    let mut candidates: Vec<OpenSnapshot> = snapshots;
+    if let Some(id) = options.backup {
+        candidates.retain(|s| s.manifest.id == id);
+        if candidates.is_empty() {
+            return Err(Error::new(ErrorKind::NotFound, "backup.unknown", format!("there is no backup {id}"))
+                .with_hint("`pgvault list` shows the backups"));
+        }
+    }
+    let Some(oldest) = candidates.iter().min_by_key(|s| s.manifest.start_lsn) else {
+        return Err(Error::new(ErrorKind::OutsideWindow, "restore.no_backup", format!("{} has no backup", cluster.name()))
+            .with_hint("nothing can be restored before the first `pgvault backup` has finished"));
+    };
+    if *target == Target::LastVerified {
+        return Err(Error::new(ErrorKind::OutsideWindow, "restore.not_verified", "no backup has passed a restore drill yet")
+            .with_hint("choose another target, for example `--to latest`"));
+    }
+    let catalog = Catalog::load(cluster, oldest.manifest.wal_segment_size, oldest.manifest.start_lsn).await?;
+    let planner = Planner { cluster, catalog, candidates, options, target };
+    planner.plan().await
+}
+
+struct Planner<'a> {
+    cluster: &'a Cluster,
+    catalog: Catalog,
+    /// Oldest first.
+    candidates: Vec<OpenSnapshot>,
+    options: PlanOptions,
+    target: &'a Target,
+}
+
+impl Planner<'_> {
+    async fn plan(self) -> Result<Plan> {
+        if *self.target == Target::Immediate {
+            return self.immediate();
+        }
+        let timeline = self.options.timeline.or(self.catalog.newest_timeline());
+        let Some(timeline) = timeline else {
+            return Err(Error::new(ErrorKind::OutsideWindow, "restore.no_wal", "the vault holds no WAL"));
+        };
+        let history = self.catalog.history(timeline)?;
+        let mut reasons = Vec::new();
+        let mut nearest: Vec<String> = Vec::new();
+        let resolved = self.resolve(&history).await?;
+        for snapshot in self.candidates.iter().rev() {
+            let backup = &snapshot.manifest;
+            if !window::is_on(&history, backup) {
+                reasons.push(format!(
+                    "{} ended at {} on timeline {}, which is not part of the history of timeline {timeline}",
+                    backup.id, backup.stop_lsn, backup.timeline
+                ));
+                continue;
+            }
+            if let Some(why) = starts_too_late(backup, self.target, resolved) {
+                nearest.push(format!("the first moment that {} reaches is {} (lsn:{})", backup.id, backup.finished_at, backup.stop_lsn));
+                reasons.push(why);
+                continue;
+            }
+            let contiguous = self.catalog.contiguous_end(&history, backup.start_lsn);
+            if contiguous < backup.stop_lsn {
+                reasons.push(format!(
+                    "{} needs WAL from {} to {}, but the vault has it only up to {contiguous}",
+                    backup.id, backup.start_lsn, backup.stop_lsn
+                ));
+                continue;
+            }
+            let reach = window::reach(self.cluster, &self.catalog, &history, backup).await?;
+            match self.stop(&history, backup, &reach, contiguous, resolved).await? {
+                Ok(stop) => {
+                    reasons.push(format!(
+                        "{} finished at {} ({}) on timeline {}; WAL is whole from {} to {contiguous} on the way to timeline {timeline}",
+                        backup.id, backup.finished_at, backup.stop_lsn, backup.timeline, backup.start_lsn
+                    ));
+                    return Ok(Plan {
+                        target: self.target.clone(),
+                        snapshot: snapshot.clone(),
+                        timeline,
+                        stop,
+                        wal_end: contiguous,
+                        reasons,
+                    });
+                }
+                Err((why, near)) => {
+                    reasons.push(format!("{}: {why}", backup.id));
+                    nearest.push(near);
+                }
+            }
+        }
+        let mut error = Error::new(
+            ErrorKind::OutsideWindow,
+            "restore.outside_window",
+            format!("{} cannot be restored: {}", self.target, reasons.join("; ")),
+        );
+        // Candidates were tried newest first: the last one that starts too late is the earliest point, the first that ends
+        // too early the latest.
+        let best = if reasons.iter().any(|r| r.contains("too early")) { nearest.first() } else { nearest.last() };
+        if let Some(nearest) = best {
+            error = error.with_hint(format!("nearest: {nearest}"));
+        }
+        Err(error)
+    }
+
+    fn immediate(self) -> Result<Plan> {
+        let mut reasons = Vec::new();
+        for snapshot in self.candidates.iter().rev() {
+            let backup = &snapshot.manifest;
+            // T16: the backup's own timeline, whatever came after it.
+            let history = self.catalog.history(backup.timeline).unwrap_or_else(|_| TimelineHistory::root(backup.timeline));
+            let contiguous = self.catalog.contiguous_end(&history, backup.start_lsn);
+            if contiguous >= backup.stop_lsn {
+                reasons.push(format!("{} is the newest backup with all the WAL it needs", backup.id));
+                return Ok(Plan {
+                    target: self.target.clone(),
+                    snapshot: snapshot.clone(),
+                    timeline: backup.timeline,
+                    stop: Stop::Consistent,
+                    wal_end: backup.stop_lsn,
+                    reasons,
+                });
+            }
+            reasons.push(format!("{} needs WAL up to {}, but the vault has it only up to {contiguous}", backup.id, backup.stop_lsn));
+        }
+        Err(Error::new(ErrorKind::OutsideWindow, "restore.outside_window", format!("no backup is complete: {}", reasons.join("; "))))
+    }
+
+    /// Turns names and transactions into the position of their record.
+    async fn resolve(&self, history: &TimelineHistory) -> Result<Option<Lsn>> {
+        let from = self.candidates.iter().map(|s| s.manifest.start_lsn).min().unwrap_or_default();
+        let to = self.candidates.iter().map(|s| self.catalog.contiguous_end(history, s.manifest.start_lsn)).max().unwrap_or_default();
+        let found = match self.target {
+            Target::Name(name) => {
+                let look = async |_, info: &crate::wal::object::WalInfo| Ok(window::named(info, name).map(|point| point.lsn));
+                window::search(self.cluster, &self.catalog, history, from, to, look).await?
+            }
+            Target::Xid(xid) => {
+                let look = async |number: WalSegNo, info: &crate::wal::object::WalInfo| {
+                    if !window::may_hold(info.transactions, *xid) {
+                        return Ok(None);
+                    }
+                    let Some(bytes) = self.segment(history, number).await? else { return Ok(None) };
+                    let size = self.catalog.segment_size;
+                    let end = find_transaction(&bytes, number.start(size), size, *xid);
+                    Ok(end.map_err(|e| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", e.to_string()))?.map(|end| end.lsn))
+                };
+                window::search(self.cluster, &self.catalog, history, from, to, look).await?
+            }
+            _ => return Ok(None),
+        };
+        if found.is_some() {
+            return Ok(found);
+        }
+        Err(Error::new(
+            ErrorKind::OutsideWindow,
+            "restore.no_such_point",
+            format!("{} does not occur in the WAL from {from} to {to} of timeline {}", self.target, history.timeline()),
+        )
+        .with_hint("nearest: `pgvault list` shows the window; restore by time or LSN instead"))
+    }
+
+    async fn segment(&self, history: &TimelineHistory, number: WalSegNo) -> Result<Option<Vec<u8>>> {
+        let Some(stored) = self.catalog.describe(self.cluster, history, number).await? else { return Ok(None) };
+        // Parts are put together as recovery itself would see them.
+        let name = stored.info.file.parse().map_err(|e: crate::postgres::ParseError| Error::new(ErrorKind::Corrupt, "wal.info", e.to_string()))?;
+        fetch::contents(self.cluster, name).await
+    }
+
+    /// Where to stop, or why this backup does not reach the target and what it reaches instead.
+    async fn stop(
+        &self,
+        history: &TimelineHistory,
+        backup: &Manifest,
+        reach: &Reach,
+        contiguous: Lsn,
+        resolved: Option<Lsn>,
+    ) -> Result<Result<Stop, (String, String)>> {
+        let latest = reach.last_transaction.map_or_else(
+            || format!("lsn:{} (no transaction ended after the backup)", reach.end),
+            |(time, _)| format!("{time} (lsn:{})", reach.end),
+        );
+        Ok(match self.target {
+            Target::Latest => match self.behind(history, contiguous) {
+                Some(gap) => Err((format!("WAL is whole only up to {contiguous}, and {gap}"), format!("lsn:{}, or {latest}", reach.end))),
+                None => Ok(Stop::End),
+            },
+            Target::Time(time) => match reach.last_transaction {
+                Some((last, _)) if *time < last => Ok(Stop::Time { time: *time }),
+                // The last transaction itself: PostgreSQL would look for a later one and fail, so stop at its record.
+                Some((last, lsn)) if *time == last => Ok(Stop::Lsn { lsn, inclusive: true }),
+                _ => Err((format!("the WAL ends too early, at {latest}"), format!("the last moment is {latest}"))),
+            },
+            Target::Lsn(lsn) => {
+                if *lsn > reach.end {
+                    Err((format!("the WAL ends too early, at lsn:{}", reach.end), format!("the last position is lsn:{}", reach.end)))
+                } else if reach.last_record.is_none_or(|last| last < *lsn) {
+                    // Every record there is begins before the target.
+                    Ok(Stop::End)
+                } else {
+                    Ok(Stop::Lsn { lsn: *lsn, inclusive: self.begins_at(history, *lsn).await? })
+                }
+            }
+            Target::Xid(_) | Target::Name(_) => match resolved {
+                Some(lsn) if lsn < contiguous => Ok(Stop::Lsn { lsn, inclusive: true }),
+                _ => Err((format!("the WAL ends too early, at lsn:{}", reach.end), format!("the last position is lsn:{}", reach.end))),
+            },
+            Target::Immediate | Target::LastVerified => {
+                debug_assert!(false, "{} of {} is planned elsewhere", self.target, backup.id);
+                Ok(Stop::Consistent)
+            }
+        })
+    }
+
+    /// WAL of this history behind a hole at `end`.
+    fn behind(&self, history: &TimelineHistory, end: Lsn) -> Option<String> {
+        let objects = self.catalog.timelines.get(&history.timeline())?;
+        let size = self.catalog.segment_size;
+        let last = objects.last()?;
+        let start = last.segment_number(size).ok()?.start(size);
+        (start > end).then(|| format!("there is WAL again at {start}, behind a gap"))
+    }
+
+    /// True when a record begins exactly at `lsn`.
+    async fn begins_at(&self, history: &TimelineHistory, lsn: Lsn) -> Result<bool> {
+        let size = self.catalog.segment_size;
+        let number = WalSegNo::containing(lsn, size);
+        let Some(bytes) = self.segment(history, number).await? else { return Ok(false) };
+        record_begins_at(&bytes, number.start(size), size, lsn)
+            .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", e.to_string()))
+    }
+}
+
+/// Says why a backup cannot reach back to the target.
+fn starts_too_late(backup: &Manifest, target: &Target, resolved: Option<Lsn>) -> Option<String> {
+    let position = match target {
+        Target::Time(time) if backup.finished_at > *time => {
+            return Some(format!("{} finished at {}, after the target", backup.id, backup.finished_at));
+        }
+        Target::Lsn(lsn) => Some(*lsn),
+        _ => resolved,
+    };
+    let position = position.filter(|position| backup.stop_lsn > *position)?;
+    Some(format!("{} is consistent from {} on, after {position}", backup.id, backup.stop_lsn))
+}

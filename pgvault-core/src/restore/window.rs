@@ -1,0 +1,154 @@
+//! What can be restored: from which backup, along which timeline, how far.
+
+use jiff::Timestamp;
+use serde::Serialize;
+use ulid::Ulid;
+
+use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
+use crate::vault::Cluster;
+use crate::vault::snapshot::Manifest;
+use crate::wal::catalog::Catalog;
+use crate::wal::object::{NamedPoint, Transactions, WalInfo};
+use crate::{ErrorKind, Result};
+
+/// Segments that are opened to find the last transaction; an idle server writes few records a segment, but some.
+const LOOK_BACK: u64 = 4096;
+
+/// A stretch of history in which every moment can be restored.
+#[derive(Debug, Clone, Serialize)]
+pub struct Window {
+    /// The timeline.
+    pub timeline: TimelineId,
+    /// The oldest backup that reaches into it.
+    pub backup_id: Ulid,
+    /// The first moment.
+    pub first: Timestamp,
+    /// The last moment: when the last transaction ended. The end of the backup when none did since.
+    pub last: Timestamp,
+    /// The first position.
+    pub first_lsn: Lsn,
+    /// The end of the WAL.
+    pub last_lsn: Lsn,
+}
+
+/// How far WAL goes on from a backup, along a timeline.
+#[derive(Debug, Clone)]
+pub struct Reach {
+    /// End of the contiguous WAL.
+    pub end: Lsn,
+    /// Where the last record begins, when any record begins after the backup's start.
+    pub last_record: Option<Lsn>,
+    /// The last transaction that ends in it, if one does after the backup's start.
+    pub last_transaction: Option<(Timestamp, Lsn)>,
+}
+
+/// True when the backup lies on the history, so that it can be recovered along it (T16).
+pub fn is_on(history: &TimelineHistory, backup: &Manifest) -> bool {
+    history.contains(backup.timeline, backup.stop_lsn)
+}
+
+/// Follows the WAL from a backup's start.
+///
+/// # Errors
+/// When the store fails or a WAL object's footer was changed.
+pub async fn reach(cluster: &Cluster, catalog: &Catalog, history: &TimelineHistory, backup: &Manifest) -> Result<Reach> {
+    let contiguous = catalog.contiguous_end(history, backup.start_lsn);
+    let mut reach = Reach { end: contiguous, last_record: None, last_transaction: None };
+    let first = WalSegNo::containing(backup.start_lsn, catalog.segment_size);
+    let mut number = WalSegNo::before(contiguous, catalog.segment_size);
+    let mut is_last = true;
+    for _ in 0..LOOK_BACK {
+        if number < first || contiguous <= backup.start_lsn {
+            break;
+        }
+        if let Some(stored) = catalog.describe(cluster, history, number).await? {
+            let info = &stored.info;
+            if is_last {
+                // Whole segments may end early: with a switch, or because this is the tail of a timeline.
+                reach.end = info.end.map_or(contiguous, |end| end.min(contiguous)).max(backup.start_lsn);
+                is_last = false;
+            }
+            let behind = |lsn: &Lsn| *lsn < contiguous;
+            reach.last_record = reach.last_record.or(info.last_record.filter(behind));
+            if let Some(transactions) = info.transactions.filter(|t| behind(&t.last_lsn) && t.last_lsn >= backup.start_lsn) {
+                reach.last_transaction = Some((transactions.last_time, transactions.last_lsn));
+                break;
+            }
+        }
+        let Some(before) = number.0.checked_sub(1) else { break };
+        number = WalSegNo(before);
+    }
+    Ok(reach)
+}
+
+/// Every window, by timeline. Timelines whose history is missing have none; `gaps` of the catalog tell why.
+///
+/// # Errors
+/// When the store fails or a WAL object's footer was changed.
+pub async fn windows(cluster: &Cluster, catalog: &Catalog, backups: &[Manifest]) -> Result<Vec<Window>> {
+    let mut windows: Vec<Window> = Vec::new();
+    for timeline in catalog.timelines.keys().copied() {
+        let history = match catalog.history(timeline) {
+            Ok(history) => history,
+            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for backup in backups.iter().filter(|b| is_on(&history, b)) {
+            let contiguous = catalog.contiguous_end(&history, backup.start_lsn);
+            if contiguous < backup.stop_lsn {
+                continue;
+            }
+            // Backups that reach equally far share a window, which the oldest of them opens.
+            if windows.iter().any(|w| w.timeline == timeline && w.first_lsn <= backup.stop_lsn && backup.stop_lsn <= w.last_lsn) {
+                continue;
+            }
+            let reach = reach(cluster, catalog, &history, backup).await?;
+            let last = reach.last_transaction.map_or(backup.finished_at, |(time, _)| time.max(backup.finished_at));
+            windows.push(Window {
+                timeline,
+                backup_id: backup.id,
+                first: backup.finished_at,
+                last,
+                first_lsn: backup.stop_lsn,
+                last_lsn: reach.end.max(backup.stop_lsn),
+            });
+        }
+    }
+    Ok(windows)
+}
+
+/// Looks through the WAL between two positions, newest first, until `look` finds something.
+///
+/// # Errors
+/// When the store fails or a WAL object's footer was changed.
+pub async fn search<T>(
+    cluster: &Cluster,
+    catalog: &Catalog,
+    history: &TimelineHistory,
+    from: Lsn,
+    to: Lsn,
+    mut look: impl AsyncFnMut(WalSegNo, &WalInfo) -> Result<Option<T>>,
+) -> Result<Option<T>> {
+    let first = WalSegNo::containing(from, catalog.segment_size);
+    let mut number = WalSegNo::before(to, catalog.segment_size);
+    while number >= first {
+        if let Some(stored) = catalog.describe(cluster, history, number).await? {
+            if let Some(found) = look(number, &stored.info).await? {
+                return Ok(Some(found));
+            }
+        }
+        let Some(before) = number.0.checked_sub(1) else { break };
+        number = WalSegNo(before);
+    }
+    Ok(None)
+}
+
+/// The restore point called `name` in a piece of WAL: the last one, if it was set twice.
+pub fn named<'a>(info: &'a WalInfo, name: &str) -> Option<&'a NamedPoint> {
+    info.restore_points.iter().rev().find(|point| point.name == name)
+}
+
+/// True when transaction `xid` may end in a piece of WAL.
+pub fn may_hold(transactions: Option<Transactions>, xid: u32) -> bool {
+    transactions.is_some_and(|t| (t.min_xid..=t.max_xid).contains(&xid))
+}
