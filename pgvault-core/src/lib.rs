@@ -8,6 +8,7 @@ pub mod error;
 pub mod format;
 pub mod postgres;
 pub mod progress;
+pub mod restore;
 pub mod vault;
 pub mod wal;
 

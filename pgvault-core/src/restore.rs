@@ -13,4 +13,4 @@ pub mod target;
 pub mod window;
 
 pub use recovery::RestoreCommand;
-pub use run::{RestoreOptions, Restored, restore};
+pub use run::{RestoreOptions, Restored, TargetAction, restore};

@@ -121,7 +121,10 @@ impl Planner<'_> {
                 continue;
             }
             if let Some(why) = starts_too_late(backup, self.target, resolved) {
-                nearest.push(format!("the first moment that {} reaches is {} (lsn:{})", backup.id, backup.finished_at, backup.stop_lsn));
+                nearest.push(format!(
+                    "the first moment that {} reaches is {} (lsn:{})",
+                    backup.id, backup.finished_at, backup.stop_lsn
+                ));
                 reasons.push(why);
                 continue;
             }
@@ -187,15 +190,21 @@ impl Planner<'_> {
                     reasons,
                 });
             }
-            reasons.push(format!("{} needs WAL up to {}, but the vault has it only up to {contiguous}", backup.id, backup.stop_lsn));
+            reasons
+                .push(format!("{} needs WAL up to {}, but the vault has it only up to {contiguous}", backup.id, backup.stop_lsn));
         }
-        Err(Error::new(ErrorKind::OutsideWindow, "restore.outside_window", format!("no backup is complete: {}", reasons.join("; "))))
+        Err(Error::new(
+            ErrorKind::OutsideWindow,
+            "restore.outside_window",
+            format!("no backup is complete: {}", reasons.join("; ")),
+        ))
     }
 
     /// Turns names and transactions into the position of their record.
     async fn resolve(&self, history: &TimelineHistory) -> Result<Option<Lsn>> {
         let from = self.candidates.iter().map(|s| s.manifest.start_lsn).min().unwrap_or_default();
-        let to = self.candidates.iter().map(|s| self.catalog.contiguous_end(history, s.manifest.start_lsn)).max().unwrap_or_default();
+        let to =
+            self.candidates.iter().map(|s| self.catalog.contiguous_end(history, s.manifest.start_lsn)).max().unwrap_or_default();
         let found = match self.target {
             Target::Name(name) => {
                 let look = async |_, info: &crate::wal::object::WalInfo| Ok(window::named(info, name).map(|point| point.lsn));
@@ -229,7 +238,11 @@ impl Planner<'_> {
     async fn segment(&self, history: &TimelineHistory, number: WalSegNo) -> Result<Option<Vec<u8>>> {
         let Some(stored) = self.catalog.describe(self.cluster, history, number).await? else { return Ok(None) };
         // Parts are put together as recovery itself would see them.
-        let name = stored.info.file.parse().map_err(|e: crate::postgres::ParseError| Error::new(ErrorKind::Corrupt, "wal.info", e.to_string()))?;
+        let name = stored
+            .info
+            .file
+            .parse()
+            .map_err(|e: crate::postgres::ParseError| Error::new(ErrorKind::Corrupt, "wal.info", e.to_string()))?;
         fetch::contents(self.cluster, name).await
     }
 
@@ -248,7 +261,9 @@ impl Planner<'_> {
         );
         Ok(match self.target {
             Target::Latest => match self.behind(history, contiguous) {
-                Some(gap) => Err((format!("WAL is whole only up to {contiguous}, and {gap}"), format!("lsn:{}, or {latest}", reach.end))),
+                Some(gap) => {
+                    Err((format!("WAL is whole only up to {contiguous}, and {gap}"), format!("lsn:{}, or {latest}", reach.end)))
+                }
                 None => Ok(Stop::End),
             },
             Target::Time(time) => match reach.last_transaction {
@@ -259,7 +274,10 @@ impl Planner<'_> {
             },
             Target::Lsn(lsn) => {
                 if *lsn > reach.end {
-                    Err((format!("the WAL ends too early, at lsn:{}", reach.end), format!("the last position is lsn:{}", reach.end)))
+                    Err((
+                        format!("the WAL ends too early, at lsn:{}", reach.end),
+                        format!("the last position is lsn:{}", reach.end),
+                    ))
                 } else if reach.last_record.is_none_or(|last| last < *lsn) {
                     // Every record there is begins before the target.
                     Ok(Stop::End)
@@ -269,7 +287,10 @@ impl Planner<'_> {
             }
             Target::Xid(_) | Target::Name(_) => match resolved {
                 Some(lsn) if lsn < contiguous => Ok(Stop::Lsn { lsn, inclusive: true }),
-                _ => Err((format!("the WAL ends too early, at lsn:{}", reach.end), format!("the last position is lsn:{}", reach.end))),
+                _ => Err((
+                    format!("the WAL ends too early, at lsn:{}", reach.end),
+                    format!("the last position is lsn:{}", reach.end),
+                )),
             },
             Target::Immediate | Target::LastVerified => {
                 debug_assert!(false, "{} of {} is planned elsewhere", self.target, backup.id);

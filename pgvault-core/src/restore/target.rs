@@ -79,7 +79,9 @@ fn parse_time(text: &str) -> Result<Timestamp> {
         return Ok(time);
     }
     // PostgreSQL prints the offset without minutes (`+00`), and people copy that.
-    if let Some((head, tail)) = text.rsplit_once(['+', '-']).filter(|(_, tail)| tail.len() == 2 && tail.bytes().all(|b| b.is_ascii_digit())) {
+    if let Some((head, tail)) =
+        text.rsplit_once(['+', '-']).filter(|(_, tail)| tail.len() == 2 && tail.bytes().all(|b| b.is_ascii_digit()))
+    {
         let sign = text.as_bytes().get(head.len()).copied().map_or('+', char::from);
         if let Ok(time) = format!("{head}{sign}{tail}:00").parse::<Timestamp>() {
             return Ok(time);
@@ -90,8 +92,11 @@ fn parse_time(text: &str) -> Result<Timestamp> {
         let utc = naive.to_zoned(TimeZone::UTC).map(|z| z.timestamp().to_string());
         let here = naive.to_zoned(local.clone()).map(|z| z.strftime("%Y-%m-%dT%H:%M:%S%.f%:z").to_string());
         let zone = local.iana_name().unwrap_or("this machine's zone").to_owned();
-        return Err(Error::new(ErrorKind::Usage, "target.no_zone", format!("`{text}` has no time zone"))
-            .with_hint(format!("write {} for UTC, or {} for {zone}", utc.unwrap_or_default(), here.unwrap_or_default())));
+        return Err(Error::new(ErrorKind::Usage, "target.no_zone", format!("`{text}` has no time zone")).with_hint(format!(
+            "write {} for UTC, or {} for {zone}",
+            utc.unwrap_or_default(),
+            here.unwrap_or_default()
+        )));
     }
     Err(Error::new(ErrorKind::Usage, "target.invalid", format!("`{text}` is not a recovery target"))
         .with_hint("use a time such as 2026-11-21T14:32:00+01:00, lsn:X/Y, xid:N, name:NAME, latest, immediate or last-verified"))
@@ -104,14 +109,32 @@ mod tests {
     #[test]
     fn targets_parse() {
         let time: Timestamp = "2026-11-21T13:32:00Z".parse().unwrap();
-        for text in ["2026-11-21T14:32:00+01:00", "2026-11-21 14:32:00+01", "2026-11-21 13:32:00.000+00", "2026-11-21T13:32:00Z", "2026-11-21 14:32:00+01:00"] {
+        for text in [
+            "2026-11-21T14:32:00+01:00",
+            "2026-11-21 14:32:00+01",
+            "2026-11-21 13:32:00.000+00",
+            "2026-11-21T13:32:00Z",
+            "2026-11-21 14:32:00+01:00",
+        ] {
             assert_eq!(text.parse::<Target>().unwrap(), Target::Time(time), "{text}");
         }
         assert_eq!("lsn:0/1A".parse::<Target>().unwrap(), Target::Lsn(Lsn(0x1A)));
         assert_eq!("xid:731".parse::<Target>().unwrap(), Target::Xid(731));
         assert_eq!("name:before deploy".parse::<Target>().unwrap(), Target::Name("before deploy".into()));
         assert_eq!("latest".parse::<Target>().unwrap(), Target::Latest);
-        for bad in ["", "now", "13am", "2026-11-21T25:00:00Z", "lsn:x", "xid:-1", "xid:+5", "xid:2", "name:", "Latest", "2026-13-01T00:00:00Z"] {
+        for bad in [
+            "",
+            "now",
+            "13am",
+            "2026-11-21T25:00:00Z",
+            "lsn:x",
+            "xid:-1",
+            "xid:+5",
+            "xid:2",
+            "name:",
+            "Latest",
+            "2026-13-01T00:00:00Z",
+        ] {
             assert_eq!(bad.parse::<Target>().unwrap_err().kind(), ErrorKind::Usage, "{bad}");
         }
     }

@@ -1,0 +1,305 @@
+//! From packs to files.
+//!
+//! Files are taken in batches; within a batch the wanted frames are grouped by pack, each pack is fetched once (whole, or
+//! the ranges that are needed), and worker threads decode frames and write blocks to their places. Every frame is
+//! authenticated and its digest compared before a byte of it is written.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use ulid::Ulid;
+
+use crate::crypto::sealed::ObjectReader;
+use crate::format::BLOCK;
+use crate::format::map::{Extent, PackId};
+use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN};
+use crate::format::pack_table::PackRef;
+use crate::progress::SharedProgress;
+use crate::vault::{Cluster, layout};
+use crate::{Error, ErrorKind, Result};
+
+/// Extents planned at once; bounds memory at about 50 MB whatever the database's size.
+pub(super) const BATCH_EXTENTS: usize = 500_000;
+
+/// Packs fetched at once.
+const FETCHES: usize = 4;
+
+/// Gaps between wanted frames that are cheaper to read than to skip.
+const COALESCE: u64 = 256 << 10;
+
+/// Frames given to a worker at once.
+const FRAMES_PER_JOB: usize = 32;
+
+/// A file being written.
+#[derive(Debug)]
+pub(super) struct TargetFile {
+    /// Its path relative to the data directory, for messages.
+    pub(super) name: String,
+    /// Where it is written.
+    pub(super) path: PathBuf,
+    pub(super) len: u64,
+}
+
+/// One extent that has to be written.
+#[derive(Debug, Clone, Copy)]
+struct Want {
+    frame: u32,
+    slot: u32,
+    blocks: u32,
+    file: u32,
+    block: u64,
+}
+
+/// A batch of files and what they want from which pack.
+#[derive(Debug, Default)]
+pub(super) struct Batch {
+    files: Vec<TargetFile>,
+    wants: BTreeMap<PackId, Vec<Want>>,
+    extents: usize,
+}
+
+impl Batch {
+    /// Extents planned so far.
+    pub(super) fn len(&self) -> usize {
+        self.extents
+    }
+
+    /// Adds a file; returns its number for [`Batch::want`].
+    pub(super) fn add_file(&mut self, file: TargetFile) -> u32 {
+        self.files.push(file);
+        self.extents += 1;
+        u32::try_from(self.files.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    /// Adds a stored extent that begins at `block` of `file`.
+    pub(super) fn want(&mut self, file: u32, block: u64, packs: &[PackId], extent: Extent) -> Result<()> {
+        let Extent::Stored { blocks, pack, frame, slot } = extent else { return Ok(()) };
+        let pack = packs
+            .get(pack as usize)
+            .ok_or_else(|| Error::new(ErrorKind::Corrupt, "map.pack", "a file map names a pack it does not list"))?;
+        self.wants.entry(*pack).or_default().push(Want { frame, slot, blocks, file, block });
+        self.extents += 1;
+        Ok(())
+    }
+}
+
+/// Frames of one pack, ready to be decoded.
+struct Job {
+    reader: Arc<ObjectReader>,
+    pieces: Arc<Vec<(u64, Bytes)>>,
+    pack: Ulid,
+    wants: Vec<Want>,
+    files: Arc<Vec<TargetFile>>,
+}
+
+/// Writes batches.
+#[derive(Debug)]
+pub(super) struct Writer<'a> {
+    pub(super) cluster: &'a Cluster,
+    pub(super) packs: &'a BTreeMap<PackId, PackRef>,
+    pub(super) workers: usize,
+    pub(super) progress: SharedProgress,
+    pub(super) written: Arc<AtomicU64>,
+}
+
+impl Writer<'_> {
+    /// Fetches, checks and writes everything a batch wants.
+    pub(super) async fn write(&self, batch: Batch) -> Result<()> {
+        let Batch { files, wants, .. } = batch;
+        let files = Arc::new(files);
+        let (send, receive) = async_channel::bounded::<Job>(self.workers * 2);
+        let failure: Arc<Mutex<Option<Error>>> = Arc::default();
+        let threads: Vec<_> = (0..self.workers)
+            .map(|_| {
+                let (receive, failure) = (receive.clone(), failure.clone());
+                let (cluster, progress, written) = (self.cluster.clone(), self.progress.clone(), self.written.clone());
+                tokio::task::spawn_blocking(move || {
+                    while let Ok(job) = receive.recv_blocking() {
+                        if let Err(error) = work(&cluster, &job, &progress, &written) {
+                            let _ = failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                            let _ = receive.close();
+                        }
+                    }
+                })
+            })
+            .collect();
+        drop(receive);
+        let fetched = self.fetch_all(wants, &files, &send).await;
+        drop(send);
+        for thread in threads {
+            thread.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
+        }
+        let first = failure.lock().unwrap_or_else(PoisonError::into_inner).take();
+        first.map_or(fetched, Err)
+    }
+
+    async fn fetch_all(
+        &self,
+        wants: BTreeMap<PackId, Vec<Want>>,
+        files: &Arc<Vec<TargetFile>>,
+        send: &async_channel::Sender<Job>,
+    ) -> Result<()> {
+        let mut running: JoinSet<Result<()>> = JoinSet::new();
+        for (pack, mut wants) in wants {
+            while running.len() >= FETCHES {
+                joined(running.join_next().await)?;
+            }
+            let Some(known) = self.packs.get(&pack).copied() else {
+                return Err(Error::new(
+                    ErrorKind::Corrupt,
+                    "map.pack",
+                    format!("pack {} is not in the snapshot's pack table", Ulid::from_bytes(pack)),
+                ));
+            };
+            let (cluster, files, send) = (self.cluster.clone(), files.clone(), send.clone());
+            wants.sort_by_key(|w| (w.frame, w.file, w.block));
+            let _ = running.spawn(async move {
+                let (reader, pieces) = fetch_pack(&cluster, &known, &wants).await?;
+                let (reader, pieces) = (Arc::new(reader), Arc::new(pieces));
+                let mut rest = &wants[..];
+                while !rest.is_empty() {
+                    // Cut between frames, so that none is decoded twice.
+                    let mut cut = FRAMES_PER_JOB.min(rest.len());
+                    while cut < rest.len() && rest.get(cut).map(|w| w.frame) == rest.get(cut - 1).map(|w| w.frame) {
+                        cut += 1;
+                    }
+                    let (now, later) = rest.split_at(cut);
+                    rest = later;
+                    let job = Job {
+                        reader: reader.clone(),
+                        pieces: pieces.clone(),
+                        pack: Ulid::from_bytes(known.id),
+                        wants: now.to_vec(),
+                        files: files.clone(),
+                    };
+                    if send.send(job).await.is_err() {
+                        break;
+                    }
+                }
+                Ok(())
+            });
+        }
+        while !running.is_empty() {
+            joined(running.join_next().await)?;
+        }
+        Ok(())
+    }
+}
+
+fn joined(result: Option<Result<Result<()>, tokio::task::JoinError>>) -> Result<()> {
+    match result {
+        Some(Ok(result)) => result,
+        Some(Err(error)) => Err(Error::new(ErrorKind::Failed, "task", error.to_string())),
+        None => Ok(()),
+    }
+}
+
+/// Fetches what is wanted of a pack: all of it when most is wanted, coalesced ranges otherwise.
+async fn fetch_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<(ObjectReader, Vec<(u64, Bytes)>)> {
+    let id = Ulid::from_bytes(pack.id);
+    let relative = layout::pack(id);
+    let path = cluster.path(&relative);
+    let lost = |e: Error| {
+        if e.kind() == ErrorKind::NotFound {
+            Error::new(ErrorKind::Corrupt, "pack.missing", format!("{path} is missing from the vault")).with_hint(
+                "run `pgvault check` to see which backups it hurts; restore the object from the store's versions or a vault copy",
+            )
+        } else {
+            e
+        }
+    };
+    let corrupt = |e: crate::format::FormatError| Error::from(e).context(&path);
+    let footer_start = pack.size.saturating_sub(TAIL_LEN as u64 + u64::from(pack.footer_len));
+    let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(lost)?;
+    // Most restores want whole packs: the first request decides.
+    let mut frames: Vec<u32> = wants.iter().map(|w| w.frame).collect();
+    frames.dedup();
+    let head = cluster.store().get_range(&path, 0..HEADER_LEN as u64).await.map_err(lost)?;
+    let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer).map_err(corrupt)?;
+    let entries = frames.iter().map(|f| reader.frames().get(*f as usize).copied());
+    let entries = entries.collect::<Option<Vec<_>>>().ok_or_else(|| {
+        Error::new(ErrorKind::Corrupt, "map.frame", format!("{path}: a file map points to a frame that the pack does not have"))
+    })?;
+    let wanted: u64 = entries.iter().map(|e| u64::from(e.sealed_len)).sum();
+    if wanted * 4 >= pack.size * 3 {
+        let whole = cluster.store().get_range(&path, 0..pack.size).await.map_err(lost)?;
+        return Ok((reader, vec![(0, whole)]));
+    }
+    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
+    for entry in entries {
+        let end = entry.offset + u64::from(entry.sealed_len);
+        match ranges.last_mut().filter(|last| entry.offset.saturating_sub(last.end) <= COALESCE) {
+            Some(last) => last.end = last.end.max(end),
+            None => ranges.push(entry.offset..end),
+        }
+    }
+    let mut pieces = Vec::with_capacity(ranges.len());
+    for range in ranges {
+        let start = range.start;
+        pieces.push((start, cluster.store().get_range(&path, range).await.map_err(lost)?));
+    }
+    Ok((reader, pieces))
+}
+
+/// Decodes a job's frames and writes their blocks.
+fn work(cluster: &Cluster, job: &Job, progress: &SharedProgress, written: &AtomicU64) -> Result<()> {
+    let mut open: Option<(u32, File)> = None;
+    let mut decoded: Option<(u32, Vec<u8>)> = None;
+    for want in &job.wants {
+        let raw = match &decoded {
+            Some((frame, raw)) if *frame == want.frame => raw,
+            _ => &decoded.insert((want.frame, decode(cluster, job, want.frame)?)).1,
+        };
+        let Some(file) = job.files.get(want.file as usize) else { continue };
+        let offset = want.block * BLOCK as u64;
+        let start = want.slot as usize * BLOCK;
+        let len = (u64::from(want.blocks) * BLOCK as u64).min(file.len.saturating_sub(offset));
+        let bytes = usize::try_from(len).ok().and_then(|len| raw.get(start..start + len)).ok_or_else(|| {
+            Error::new(ErrorKind::Corrupt, "map.slot", format!("{}: its map points behind the end of a frame", file.name))
+        })?;
+        if open.as_ref().is_none_or(|(number, _)| *number != want.file) {
+            open = Some((want.file, open_existing(&file.path).map_err(|e| Error::io("open", &file.path, e))?));
+        }
+        if let Some((_, handle)) = &open {
+            handle.write_all_at(bytes, offset).map_err(|e| Error::io("write", &file.path, e))?;
+        }
+        let _ = written.fetch_add(len, Ordering::Relaxed);
+        progress.advance(len);
+    }
+    Ok(())
+}
+
+fn decode(cluster: &Cluster, job: &Job, frame: u32) -> Result<Vec<u8>> {
+    let lost = || Error::new(ErrorKind::Corrupt, "pack.frame", format!("pack {}: frame {frame} was not fetched", job.pack));
+    let entry = job.reader.frames().get(frame as usize).ok_or_else(lost)?;
+    let piece = job.pieces.iter().rev().find(|(start, _)| *start <= entry.offset).ok_or_else(lost)?;
+    let from = usize::try_from(entry.offset - piece.0).map_err(|_| lost())?;
+    let sealed = piece.1.get(from..from + entry.sealed_len as usize).ok_or_else(lost)?;
+    let path = cluster.path(&layout::pack(job.pack));
+    job.reader.decode(cluster.keys(), frame, sealed).map_err(|e| Error::from(e).context(path))
+}
+
+fn open_existing(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).custom_flags(no_follow()).open(path)
+}
+
+/// Creates a file of `len` zero bytes that must not exist yet.
+pub(super) fn create(path: &Path, len: u64, mode: u32) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(mode).custom_flags(no_follow()).open(path)?;
+    if len > 0 {
+        file.set_len(len)?;
+    }
+    Ok(())
+}
+
+/// A link in the target must not lead a write elsewhere.
+fn no_follow() -> i32 {
+    i32::try_from(rustix::fs::OFlags::NOFOLLOW.bits()).unwrap_or(0)
+}

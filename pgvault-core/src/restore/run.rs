@@ -1,0 +1,426 @@
+//! Carrying out a plan.
+//!
+//! The order is the safety: a marker first, `global/pg_control` last. A directory without `pg_control` cannot be started,
+//! and a restored `pg_control` names a checkpoint that does not exist, so that it cannot be started without the
+//! `backup_label` that says where recovery really begins (T12).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::delta;
+use super::files::{self, BATCH_EXTENTS, Batch, TargetFile, Writer};
+use super::plan::Plan;
+use super::recovery::{self, RestoreCommand};
+use crate::format::file_table::{FileEntry, MapPlace, Node};
+use crate::format::map::{FileMap, PackId};
+use crate::format::object::Kind;
+use crate::format::pack_table::PackRef;
+use crate::postgres::{TablespaceMap, TablespaceMapEntry, invalidate_checkpoint};
+use crate::progress::SharedProgress;
+use crate::vault::{Cluster, StoredObject, audit, layout};
+use crate::{Error, ErrorKind, Result};
+
+/// Marks a directory that a restore has not finished.
+pub(super) const UNFINISHED: &str = "pgvault.restore-unfinished";
+
+const CONTROL: &str = "global/pg_control";
+const CONTROL_STAGED: &str = "global/pg_control.pgvault";
+
+/// What the server does when it reaches the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TargetAction {
+    /// Stays open for reading, until it is promoted (PostgreSQL's default).
+    #[default]
+    Pause,
+    /// Becomes a primary on a new timeline.
+    Promote,
+    /// Shuts down.
+    Shutdown,
+}
+
+impl TargetAction {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Promote => "promote",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// How to restore.
+#[derive(Debug)]
+pub struct RestoreOptions {
+    /// The data directory to write.
+    pub pgdata: PathBuf,
+    /// Keep what is right in an existing directory, remove what does not belong.
+    pub delta: bool,
+    /// Where tablespaces go: original location to new location. There is no default: an original path is used only when it
+    /// is mapped to itself.
+    pub tablespace_mapping: BTreeMap<String, PathBuf>,
+    /// How the server calls back for WAL.
+    pub restore_command: RestoreCommand,
+    /// What the server does at the target.
+    pub action: TargetAction,
+    /// Set `archive_mode = off` in the restored cluster.
+    pub archive_off: bool,
+    /// Threads that decode and write.
+    pub workers: usize,
+    /// Told about progress.
+    pub progress: SharedProgress,
+}
+
+/// What a restore did.
+#[derive(Debug)]
+pub struct Restored {
+    /// Bytes written; with `delta`, only what differed.
+    pub bytes_written: u64,
+    /// Bytes of the cluster.
+    pub source_bytes: u64,
+    /// How long it took.
+    pub duration: Duration,
+    /// Anything the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// Carries out a plan; PostgreSQL can be started on the directory when it returns.
+///
+/// # Errors
+/// When the target is not usable, the store fails, or stored bytes were changed. The directory then has no `pg_control`;
+/// `delta` continues where it stopped.
+pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -> Result<Restored> {
+    let began = std::time::Instant::now();
+    let manifest = &plan.snapshot.manifest;
+    let locations = map_tablespaces(plan, options)?;
+    let mut roots = vec![options.pgdata.clone()];
+    roots.extend(locations.values().cloned());
+    for root in &roots {
+        prepare_root(root, options.delta, root == &options.pgdata)?;
+    }
+    write_durably(&options.pgdata.join(UNFINISHED), b"pgvault restore did not finish; run it again with --delta\n", 0o600)?;
+    if options.delta {
+        remove_if_there(&options.pgdata.join(CONTROL))?;
+        sync_directory(&options.pgdata.join("global"));
+    }
+    options.progress.phase("restore", Some(manifest.source_bytes));
+    let packs: BTreeMap<PackId, PackRef> = plan.snapshot.packs().await?.into_iter().map(|p| (p.id, p)).collect();
+    let written = Arc::new(AtomicU64::new(0));
+    let writer = Writer {
+        cluster,
+        packs: &packs,
+        workers: options.workers.max(1),
+        progress: options.progress.clone(),
+        written: written.clone(),
+    };
+    if options.delta {
+        remove_strangers(plan, &options.pgdata, &locations).await?;
+    }
+    let mut maps = MapReader { cluster, open: None };
+    let mut batch = Batch::default();
+    for chunk in 0..plan.snapshot.file_chunks() {
+        for entry in plan.snapshot.file_chunk(chunk).await? {
+            place(&entry, options, &locations, &mut maps, &mut batch).await?;
+            if batch.len() >= BATCH_EXTENTS {
+                writer.write(std::mem::take(&mut batch)).await?;
+            }
+        }
+    }
+    writer.write(batch).await?;
+    let warnings = finish(plan, options, &locations, &roots)?;
+    let record = audit::Event::Restored {
+        backup_id: manifest.id,
+        target: plan.target.to_string(),
+        pgdata: options.pgdata.to_string_lossy().into_owned(),
+    };
+    if let Err(error) = audit::record(cluster, record).await {
+        // A restorer's credentials need not be able to write.
+        tracing::warn!(%error, "the restore was not recorded in the vault's audit log");
+    }
+    Ok(Restored {
+        bytes_written: written.load(Ordering::Relaxed),
+        source_bytes: manifest.source_bytes,
+        duration: began.elapsed(),
+        warnings,
+    })
+}
+
+/// Where each tablespace goes, by oid.
+fn map_tablespaces(plan: &Plan, options: &RestoreOptions) -> Result<BTreeMap<u32, PathBuf>> {
+    let spaces = &plan.snapshot.manifest.tablespaces;
+    let mut locations = BTreeMap::new();
+    let mut missing = Vec::new();
+    for space in spaces {
+        match options.tablespace_mapping.get(&space.location) {
+            Some(path) if path.is_absolute() => drop(locations.insert(space.oid, path.clone())),
+            Some(path) => {
+                return Err(Error::new(
+                    ErrorKind::Usage,
+                    "restore.mapping",
+                    format!("the tablespace location {} is not absolute", path.display()),
+                ));
+            }
+            None => missing.push(format!("--tablespace-mapping '{}=NEW'", space.location)),
+        }
+    }
+    if let Some(unknown) = options.tablespace_mapping.keys().find(|old| !spaces.iter().any(|s| s.location == **old)) {
+        return Err(Error::new(ErrorKind::Usage, "restore.mapping", format!("the backup has no tablespace at {unknown}")));
+    }
+    if !missing.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "restore.mapping", "the backup has tablespaces outside the data directory")
+            .with_hint(format!("say where each goes (its old path is used only when you name it): {}", missing.join(" "))));
+    }
+    let mut all: Vec<&Path> = locations.values().map(PathBuf::as_path).collect();
+    all.push(&options.pgdata);
+    for (n, a) in all.iter().enumerate() {
+        // T19: component-wise, so that /ts and /ts2 are different places.
+        if let Some(b) = all.iter().enumerate().find(|(m, b)| *m != n && a.starts_with(b)).map(|(_, b)| b) {
+            return Err(Error::new(ErrorKind::Usage, "restore.mapping", format!("{} lies in {}", a.display(), b.display()))
+                .with_hint("give the data directory and every tablespace a directory of its own"));
+        }
+    }
+    Ok(locations)
+}
+
+/// Makes sure that a directory exists, and is empty unless delta is wanted.
+fn prepare_root(path: &Path, delta: bool, is_pgdata: bool) -> Result<()> {
+    match fs::read_dir(path) {
+        Ok(mut entries) => {
+            let empty = entries.all(|e| e.is_ok_and(|e| e.file_name() == "lost+found"));
+            if !empty && !delta {
+                return Err(Error::new(ErrorKind::Usage, "restore.not_empty", format!("{} is not empty", path.display()))
+                    .with_hint("choose an empty directory, or use --delta to rewrite only what differs"));
+            }
+            if !empty && is_pgdata {
+                delta::ensure_data_directory(path)?;
+            }
+        }
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Error::io("create", path, e))?;
+        }
+        Err(e) => return Err(Error::io("read", path, e)),
+    }
+    if is_pgdata {
+        // The server refuses to start on a directory that others can enter.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(|e| Error::io("set the mode of", path, e))?;
+    }
+    Ok(())
+}
+
+/// Where an entry of the file table goes.
+fn locate(path: &str, pgdata: &Path, locations: &BTreeMap<u32, PathBuf>) -> PathBuf {
+    if path == CONTROL {
+        return pgdata.join(CONTROL_STAGED);
+    }
+    let inside = path.strip_prefix("pg_tblspc/").and_then(|rest| rest.split_once('/'));
+    let space = inside.and_then(|(oid, rest)| Some((locations.get(&oid.parse().ok()?)?, rest)));
+    space.map_or_else(|| pgdata.join(path), |(location, rest)| location.join(rest))
+}
+
+async fn remove_strangers(plan: &Plan, pgdata: &Path, locations: &BTreeMap<u32, PathBuf>) -> Result<()> {
+    let mut wanted: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+    for root in std::iter::once(pgdata).chain(locations.values().map(PathBuf::as_path)) {
+        let _ = wanted.insert(root.to_path_buf(), BTreeSet::new());
+    }
+    for chunk in 0..plan.snapshot.file_chunks() {
+        for entry in plan.snapshot.file_chunk(chunk).await? {
+            if matches!(entry.node, Node::Tablespace { .. }) {
+                continue;
+            }
+            let path = locate(&entry.path, pgdata, locations);
+            let root = wanted.iter_mut().find(|(root, _)| path.starts_with(root));
+            if let Some((root, names)) = root {
+                let relative = path.strip_prefix(root).ok().and_then(Path::to_str).unwrap_or_default();
+                let _ = names.insert(relative.to_owned());
+            }
+        }
+    }
+    if let Some(names) = wanted.get_mut(pgdata) {
+        names.extend([UNFINISHED.to_owned(), "pg_tblspc".to_owned()]);
+    }
+    for (root, names) in wanted {
+        delta::remove_strangers(&root, &names)?;
+    }
+    Ok(())
+}
+
+/// Creates one entry and plans what has to be written into it.
+async fn place(
+    entry: &FileEntry,
+    options: &RestoreOptions,
+    locations: &BTreeMap<u32, PathBuf>,
+    maps: &mut MapReader<'_>,
+    batch: &mut Batch,
+) -> Result<()> {
+    let path = locate(&entry.path, &options.pgdata, locations);
+    match &entry.node {
+        Node::Directory => {
+            make_directory(&path, entry.mode)?;
+        }
+        Node::Tablespace { .. } => {
+            let oid = entry.path.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse::<u32>().ok());
+            let location = oid.and_then(|oid| locations.get(&oid)).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Corrupt,
+                    "restore.tablespace",
+                    format!("{} is not among the backup's tablespaces", entry.path),
+                )
+            })?;
+            make_directory(&options.pgdata.join("pg_tblspc"), 0o700)?;
+            std::os::unix::fs::symlink(location, &path).map_err(|e| Error::io("link", &path, e))?;
+        }
+        Node::File { len, map } => {
+            let map = maps.read(map, *len).await?;
+            let exists = options.delta && path.symlink_metadata().is_ok_and(|m| m.is_file());
+            let target = TargetFile { name: entry.path.clone(), path: path.clone(), len: *len };
+            let number = batch.add_file(target);
+            if exists {
+                let (digest, len, mode, map) = (maps.cluster.keys().digest().clone(), *len, entry.mode, map);
+                let compared =
+                    tokio::task::spawn_blocking(move || delta::differing(&path, len, mode, &map, &digest).map(|d| (d, map)));
+                let (differing, map) = compared.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
+                for (block, extent) in differing {
+                    batch.want(number, block, &map.packs, extent)?;
+                }
+                return Ok(());
+            }
+            if let Some(parent) = path.parent().filter(|parent| !parent.is_dir()) {
+                make_directory(parent, 0o700)?;
+            }
+            files::create(&path, *len, entry.mode).map_err(|e| Error::io("create", &path, e))?;
+            let mut block = 0;
+            for extent in &map.extents {
+                batch.want(number, block, &map.packs, *extent)?;
+                block += u64::from(extent.blocks());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Reads file maps; consecutive ones lie in the same pack, so the open one is kept.
+struct MapReader<'a> {
+    cluster: &'a Cluster,
+    open: Option<(PackId, StoredObject)>,
+}
+
+impl MapReader<'_> {
+    async fn read(&mut self, place: &MapPlace, len: u64) -> Result<FileMap> {
+        match place {
+            MapPlace::Inline(bytes) => Ok(FileMap::parse(bytes, len)?),
+            MapPlace::Frames { pack, first, count } => {
+                if self.open.as_ref().is_none_or(|(open, _)| open != pack) {
+                    let name = layout::pack(ulid::Ulid::from_bytes(*pack));
+                    let object = self.cluster.open(Kind::Meta, &name, None).await.map_err(plan_damage)?;
+                    self.open = Some((*pack, object));
+                }
+                let mut bytes = Vec::new();
+                if let Some((_, object)) = &self.open {
+                    for frame in *first..first.saturating_add(*count) {
+                        bytes.extend_from_slice(&object.frame(frame).await?);
+                    }
+                }
+                Ok(FileMap::parse(&bytes, len)?)
+            }
+        }
+    }
+}
+
+/// A pack that a committed snapshot names must be there.
+fn plan_damage(error: Error) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    Error::new(ErrorKind::Corrupt, "pack.missing", error.to_string()).with_hint(
+        "run `pgvault check` to see which backups it hurts; restore the object from the store's versions or a vault copy",
+    )
+}
+
+/// Writes what recovery needs, makes everything durable, and only then lets the directory be started.
+fn finish(plan: &Plan, options: &RestoreOptions, locations: &BTreeMap<u32, PathBuf>, roots: &[PathBuf]) -> Result<Vec<String>> {
+    let pgdata = &options.pgdata;
+    let manifest = &plan.snapshot.manifest;
+    let mut warnings: Vec<String> = manifest
+        .bad_pages
+        .first()
+        .map(|_| {
+            format!(
+                "the backup holds {} pages that were already broken at the source; `pgvault list --output json` names them",
+                manifest.bad_pages.len()
+            )
+        })
+        .into_iter()
+        .collect();
+    for name in recovery::conflicting_settings(pgdata) {
+        warnings.push(format!(
+            "postgresql.conf sets {name}; remove it before starting the server, or it may refuse the recovery target"
+        ));
+    }
+    for name in ["standby.signal", "recovery.signal", "backup_label.old", "tablespace_map.old"] {
+        remove_if_there(&pgdata.join(name))?;
+    }
+    let conf = pgdata.join("postgresql.auto.conf");
+    let existing = fs::read_to_string(&conf).unwrap_or_default();
+    let text = recovery::auto_conf(&existing, plan, &options.restore_command, options.action, options.archive_off);
+    write_durably(&conf, text.as_bytes(), 0o600)?;
+    write_durably(&pgdata.join("backup_label"), manifest.backup_label.as_bytes(), 0o600)?;
+    if !locations.is_empty() {
+        let entries = locations.iter().map(|(oid, path)| TablespaceMapEntry { oid: *oid, path: path.clone() });
+        write_durably(&pgdata.join("tablespace_map"), &TablespaceMap { entries: entries.collect() }.to_bytes(), 0o600)?;
+    }
+    write_durably(&pgdata.join("recovery.signal"), b"", 0o600)?;
+    for root in roots {
+        sync_file_system(root)?;
+    }
+    let staged = pgdata.join(CONTROL_STAGED);
+    let mut control = fs::read(&staged).map_err(|e| Error::io("read", &staged, e))?;
+    invalidate_checkpoint(&mut control)
+        .map_err(|e| Error::new(ErrorKind::Corrupt, "restore.control", format!("{CONTROL}: {e}")))?;
+    write_durably(&staged, &control, 0o600)?;
+    remove_if_there(&pgdata.join(UNFINISHED))?;
+    fs::rename(&staged, pgdata.join(CONTROL)).map_err(|e| Error::io("rename", &staged, e))?;
+    sync_directory(&pgdata.join("global"));
+    sync_directory(pgdata);
+    Ok(warnings)
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    match DirBuilder::new().recursive(true).mode(mode).create(path) {
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|e| Error::io("set the mode of", path, e)),
+        Err(e) => Err(Error::io("create", path, e)),
+    }
+}
+
+fn write_durably(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    use std::io::Write as _;
+    let write = || {
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path)?;
+        file.write_all(bytes)?;
+        file.sync_all()
+    };
+    write().map_err(|e| Error::io("write", path, e))
+}
+
+fn remove_if_there(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
+        _ => Ok(()),
+    }
+}
+
+/// Makes everything written to a file system durable: one call instead of one per file, which matters with a million files.
+fn sync_file_system(path: &Path) -> Result<()> {
+    let directory = File::open(path).map_err(|e| Error::io("open", path, e))?;
+    rustix::fs::syncfs(&directory).map_err(|e| Error::io("sync", path, e.into()))
+}
+
+/// Makes renames and removals in a directory durable.
+fn sync_directory(path: &Path) {
+    if let Ok(directory) = File::open(path) {
+        let _ = directory.sync_all();
+    }
+}
