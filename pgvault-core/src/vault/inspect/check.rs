@@ -1,0 +1,422 @@
+//! The keyed check of one cluster.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures::{StreamExt, stream};
+use ulid::Ulid;
+
+use super::{PARALLEL, Report, decode_all, sorted};
+use crate::crypto::keys::EpochDocument;
+use crate::crypto::slot::SlotDocument;
+use crate::format::BLOCK;
+use crate::format::document;
+use crate::format::file_table::{FileEntry, MapPlace, Node};
+use crate::format::map::{Extent, FileMap, PackId};
+use crate::format::object::Kind;
+use crate::format::pack_table::PackRef;
+use crate::postgres::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFileName};
+use crate::progress::SharedProgress;
+use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
+use crate::vault::store::ObjectInfo;
+use crate::vault::{Cluster, StoredObject, audit, layout};
+use crate::wal::catalog::Catalog;
+use crate::wal::object::{self, WalName};
+use crate::{Error, ErrorKind, Result};
+
+/// How deep to look.
+#[derive(Debug, Clone)]
+pub struct CheckOptions {
+    /// Compare names and sizes only (V0), without decoding data and WAL (V2).
+    pub sizes_only: bool,
+    /// Told about progress.
+    pub progress: SharedProgress,
+}
+
+/// Checks everything a cluster has in the vault.
+///
+/// # Errors
+/// When the store fails. Damage is no error; it is in the report.
+pub async fn check(cluster: &Cluster, options: &CheckOptions) -> Result<Report> {
+    let listed = cluster.store().list(&cluster.name().prefix()).await?;
+    options.progress.phase("check", Some(if options.sizes_only { 0 } else { listed.iter().map(|o| o.size).sum() }));
+    let prefix = cluster.name().prefix();
+    let objects: BTreeMap<String, ObjectInfo> =
+        listed.into_iter().map(|object| (object.name.strip_prefix(&prefix).unwrap_or(&object.name).to_owned(), object)).collect();
+    let mut checker =
+        Checker { cluster, options, report: Report::default(), objects, frames: BTreeMap::new(), damaged: BTreeSet::new() };
+    checker.vault_document().await?;
+    checker.keys().await?;
+    checker.decode_objects().await?;
+    let backups = checker.snapshots().await?;
+    checker.records(&backups).await?;
+    checker.wal(&backups).await?;
+    checker.report.findings.sort_by(|a, b| (b.severity, &a.object).cmp(&(a.severity, &b.object)));
+    Ok(checker.report)
+}
+
+struct Checker<'a> {
+    cluster: &'a Cluster,
+    options: &'a CheckOptions,
+    report: Report,
+    /// Everything under the cluster's prefix, by relative name.
+    objects: BTreeMap<String, ObjectInfo>,
+    /// Frame lengths of packs, as far as they were decoded.
+    frames: BTreeMap<PackId, Vec<u32>>,
+    /// Relative names of objects that are damaged.
+    damaged: BTreeSet<String>,
+}
+
+impl Checker<'_> {
+    /// The document was verified when the vault was opened; here it is read again, because that may be long ago.
+    async fn vault_document(&mut self) -> Result<()> {
+        let name = layout::VAULT_DOCUMENT;
+        let bytes = self.cluster.store().get(name).await?;
+        self.report.objects += 1;
+        self.report.bytes += bytes.len() as u64;
+        if let Err(problem) = document::verify("vault.json", &bytes) {
+            self.report.error(name, problem.to_string(), Vec::new());
+        }
+        Ok(())
+    }
+
+    async fn keys(&mut self) -> Result<()> {
+        for slot in self.names(layout::dir::KEYS) {
+            let bytes = self.read(&slot).await?;
+            let problem = match document::parse::<SlotDocument>("key slot", &bytes) {
+                Ok(document) => {
+                    document.verify(self.cluster.keys().identity(), self.cluster.keys().master()).err().map(|e| e.to_string())
+                }
+                Err(problem) => Some(problem.to_string()),
+            };
+            if let Some(problem) = problem {
+                self.report.error(self.cluster.path(&slot), problem, Vec::new());
+            }
+        }
+        for epoch in self.names(layout::dir::EPOCHS) {
+            let bytes = self.read(&epoch).await?;
+            match document::parse::<EpochDocument>("epoch", &bytes) {
+                Ok(document) if !self.cluster.keys().has_epoch(document.epoch_id) => {
+                    self.report.warning(
+                        self.cluster.path(&epoch),
+                        "was sealed by another master key; an `init` that did not finish leaves such a one",
+                    );
+                }
+                Ok(_) => {}
+                Err(problem) => self.report.error(self.cluster.path(&epoch), problem.to_string(), Vec::new()),
+            }
+        }
+        Ok(())
+    }
+
+    fn names(&self, dir: &str) -> Vec<String> {
+        self.objects.range(dir.to_owned()..).map(|(name, _)| name.clone()).take_while(|name| name.starts_with(dir)).collect()
+    }
+
+    async fn read(&mut self, relative: &str) -> Result<bytes::Bytes> {
+        let bytes = self.cluster.store().get(&self.cluster.path(relative)).await?;
+        self.report.objects += 1;
+        self.report.bytes += bytes.len() as u64;
+        self.options.progress.advance(bytes.len() as u64);
+        Ok(bytes)
+    }
+
+    /// Decrypts every frame of every sealed object.
+    async fn decode_objects(&mut self) -> Result<()> {
+        let documents = [layout::dir::KEYS, layout::dir::EPOCHS];
+        let small = [layout::dir::SNAP, layout::dir::SESSION, layout::dir::AUDIT, layout::dir::DRILL];
+        let names: Vec<(String, u64)> = self
+            .objects
+            .iter()
+            .filter(|(name, _)| !documents.iter().any(|dir| name.starts_with(dir)))
+            .filter(|(name, _)| !self.options.sizes_only || small.iter().any(|dir| name.starts_with(dir)))
+            .map(|(name, object)| (name.clone(), object.size))
+            .collect();
+        let cluster = self.cluster;
+        let mut decoding = stream::iter(names)
+            .map(|(name, size)| async move {
+                let bytes = match cluster.store().get(&cluster.path(&name)).await {
+                    Ok(bytes) => bytes,
+                    Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::Unsupported) => {
+                        return Ok((name, size, Err(error.to_string())));
+                    }
+                    Err(error) => return Err(error),
+                };
+                let (owner, owned) = (cluster.clone(), name.clone());
+                let decoded = tokio::task::spawn_blocking(move || decode_all(&owner, &owned, &bytes)).await;
+                let decoded = decoded.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
+                Ok((name, size, decoded.map_err(|e| e.to_string())))
+            })
+            .buffer_unordered(PARALLEL);
+        while let Some(decoded) = decoding.next().await {
+            let (name, size, decoded) = decoded?;
+            self.report.objects += 1;
+            self.report.bytes += size;
+            self.options.progress.advance(size);
+            match decoded {
+                Ok(lens) => {
+                    if let Some(id) = layout::id_of(&name).filter(|_| name.starts_with(layout::dir::PACK)) {
+                        let _ = self.frames.insert(id.to_bytes(), lens);
+                    }
+                }
+                Err(problem) => {
+                    let _ = self.damaged.insert(name.clone());
+                    // Packs and WAL are reported with the backups they hurt, below.
+                    if !name.starts_with(layout::dir::PACK) && !name.starts_with(layout::dir::WAL) {
+                        let hurts = layout::id_of(&name).filter(|_| name.starts_with(layout::dir::SNAP));
+                        self.report.error(self.cluster.path(&name), problem.clone(), hurts.into_iter().collect());
+                    }
+                    let _ = self.objects.get_mut(&name).map(|object| object.name = problem);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads every manifest and compares it with what is there.
+    async fn snapshots(&mut self) -> Result<Vec<Manifest>> {
+        let mut manifests = Vec::new();
+        let mut needed: BTreeMap<PackId, (PackRef, Vec<Ulid>)> = BTreeMap::new();
+        for name in self.names(layout::dir::SNAP) {
+            let Some(id) = layout::id_of(&name).filter(|_| !self.damaged.contains(&name)) else { continue };
+            match self.snapshot(id).await {
+                Ok((manifest, packs)) => {
+                    for pack in packs {
+                        needed.entry(pack.id).or_insert((pack, Vec::new())).1.push(id);
+                    }
+                    manifests.push(manifest);
+                }
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    self.report.error(self.cluster.path(&name), error.to_string(), vec![id])
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        for (id, (pack, hurts)) in &needed {
+            let name = layout::pack(Ulid::from_bytes(*id));
+            let problem = match self.objects.get(&name) {
+                None => Some("is missing".to_owned()),
+                Some(object) if self.damaged.contains(&name) => Some(object.name.clone()),
+                Some(object) if object.size != pack.size => {
+                    Some(format!("has {} bytes; the manifest says {}", object.size, pack.size))
+                }
+                Some(_) => None,
+            };
+            if let Some(problem) = problem {
+                self.report.error(self.cluster.path(&name), problem, sorted(hurts.iter().copied()));
+            }
+        }
+        // Damage in packs that no backup needs is still damage of the store.
+        for name in self.damaged.iter().filter(|name| name.starts_with(layout::dir::PACK)) {
+            let is_needed = layout::id_of(name).is_some_and(|id| needed.contains_key(&id.to_bytes()));
+            if !is_needed {
+                let problem = self.objects.get(name).map(|o| o.name.clone()).unwrap_or_default();
+                self.report.error(self.cluster.path(name), format!("{problem} (no backup needs it)"), Vec::new());
+            }
+        }
+        Ok(manifests)
+    }
+
+    /// Checks one manifest's file table and maps against its pack table; returns the packs.
+    async fn snapshot(&mut self, id: Ulid) -> Result<(Manifest, Vec<PackRef>)> {
+        let size = self.objects.get(&layout::snapshot(id)).map(|o| o.size);
+        let snapshot: OpenSnapshot = snapshot::open(self.cluster, id, size).await?;
+        let packs = snapshot.packs().await?;
+        let known: BTreeSet<PackId> = packs.iter().map(|p| p.id).collect();
+        let mut open: Option<(PackId, StoredObject)> = None;
+        let (mut files, mut bytes) = (0u64, 0u64);
+        for chunk in 0..snapshot.file_chunks() {
+            for entry in snapshot.file_chunk(chunk).await? {
+                if let Node::File { len, .. } = &entry.node {
+                    files += 1;
+                    bytes += len;
+                }
+                if let Some(map) = self.map(&entry, &known, &mut open).await? {
+                    self.extents(&entry, &map, &known)?;
+                }
+            }
+        }
+        let manifest = snapshot.manifest;
+        if (files, bytes) != (manifest.files, manifest.source_bytes) {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "snapshot.counts",
+                format!(
+                    "the file table has {files} files of {bytes} bytes; the manifest counts {} of {}",
+                    manifest.files, manifest.source_bytes
+                ),
+            ));
+        }
+        Ok((manifest, packs))
+    }
+
+    async fn map(
+        &self,
+        entry: &FileEntry,
+        known: &BTreeSet<PackId>,
+        open: &mut Option<(PackId, StoredObject)>,
+    ) -> Result<Option<FileMap>> {
+        let Node::File { len, map } = &entry.node else { return Ok(None) };
+        let corrupt = |e: crate::format::FormatError| Error::from(e).context(&entry.path);
+        match map {
+            MapPlace::Inline(bytes) => FileMap::parse(bytes, *len).map(Some).map_err(corrupt),
+            MapPlace::Frames { pack, first, count } => {
+                let name = layout::pack(Ulid::from_bytes(*pack));
+                if !known.contains(pack) {
+                    return Err(Error::new(
+                        ErrorKind::Corrupt,
+                        "map.pack",
+                        format!("{}: its map lies in {name}, which the manifest does not list", entry.path),
+                    ));
+                }
+                // A damaged or missing pack is reported as itself.
+                if self.damaged.contains(&name) || !self.objects.contains_key(&name) {
+                    return Ok(None);
+                }
+                if open.as_ref().is_none_or(|(id, _)| id != pack) {
+                    *open = Some((*pack, self.cluster.open(Kind::Meta, &name, None).await?));
+                }
+                let mut bytes = Vec::new();
+                if let Some((_, object)) = open {
+                    for frame in *first..first.saturating_add(*count) {
+                        bytes.extend_from_slice(&object.frame(frame).await?);
+                    }
+                }
+                FileMap::parse(&bytes, *len).map(Some).map_err(corrupt)
+            }
+        }
+    }
+
+    fn extents(&self, entry: &FileEntry, map: &FileMap, known: &BTreeSet<PackId>) -> Result<()> {
+        let corrupt = |why: &str| Error::new(ErrorKind::Corrupt, "map.extent", format!("{}: {why}", entry.path));
+        for extent in &map.extents {
+            let Extent::Stored { blocks, pack, frame, slot } = *extent else { continue };
+            let pack = map
+                .packs
+                .get(pack as usize)
+                .filter(|p| known.contains(*p))
+                .ok_or_else(|| corrupt("its map names a pack that the manifest does not list"))?;
+            let Some(lens) = self.frames.get(pack) else { continue };
+            let len = lens.get(frame as usize).ok_or_else(|| corrupt("its map names a frame that does not exist"))?;
+            if u64::from(slot + blocks) * BLOCK as u64 > u64::from(*len) {
+                return Err(corrupt("its map points behind the end of a frame"));
+            }
+        }
+        Ok(())
+    }
+
+    /// What the audit log says was committed must be there.
+    async fn records(&mut self, backups: &[Manifest]) -> Result<()> {
+        let there: BTreeSet<Ulid> = self.names(layout::dir::SNAP).iter().filter_map(|name| layout::id_of(name)).collect();
+        let slots: BTreeSet<Ulid> = self.names(layout::dir::KEYS).iter().filter_map(|name| layout::id_of(name)).collect();
+        let (mut committed, mut expired, mut added, mut revoked) =
+            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for name in self.names(layout::dir::AUDIT) {
+            if self.damaged.contains(&name) {
+                continue;
+            }
+            let record: audit::Record = self.cluster.get_json(Kind::Audit, &name).await?;
+            let _ = match record.event {
+                audit::Event::BackupCommitted { backup_id } => committed.insert(backup_id),
+                audit::Event::BackupExpired { backup_id } => expired.insert(backup_id),
+                audit::Event::KeyAdded { key_id } => added.insert(key_id),
+                audit::Event::KeyRevoked { key_id } => revoked.insert(key_id),
+                _ => false,
+            };
+        }
+        for id in committed.difference(&expired).filter(|id| !there.contains(id)) {
+            self.report.error(
+                self.cluster.path(&layout::snapshot(*id)),
+                "is missing: the audit log says that it was committed, and not that it expired",
+                vec![*id],
+            );
+        }
+        for id in added.difference(&revoked).filter(|id| !slots.contains(id)) {
+            self.report.error(
+                layout::key_slot(self.cluster.name(), *id),
+                "is missing: the audit log says that it was added, and not that it was revoked",
+                Vec::new(),
+            );
+        }
+        for backup in backups.iter().filter(|b| !committed.contains(&b.id)) {
+            self.report.warning(
+                self.cluster.path(&layout::snapshot(backup.id)),
+                "has no record in the audit log; the backup was interrupted right after its commit, or the record was deleted",
+            );
+        }
+        Ok(())
+    }
+
+    async fn wal(&mut self, backups: &[Manifest]) -> Result<()> {
+        let Some(size) = self.segment_size(backups).await? else { return Ok(()) };
+        let catalog = match Catalog::load(self.cluster, size, Lsn::INVALID).await {
+            Ok(catalog) => catalog,
+            Err(error) if error.kind() == ErrorKind::Corrupt => {
+                self.report.error(self.cluster.path(layout::dir::WAL), error.to_string(), sorted(backups.iter().map(|b| b.id)));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        let damaged: Vec<String> = self.damaged.iter().filter(|name| name.starts_with(layout::dir::WAL)).cloned().collect();
+        for name in damaged {
+            let hurts = hurt_by_wal(&name, size, backups);
+            let problem = self.objects.get(&name).map(|o| o.name.clone()).unwrap_or_default();
+            self.report.error(self.cluster.path(&name), problem, hurts);
+        }
+        for (timeline, objects) in &catalog.timelines {
+            for stranger in &objects.strangers {
+                self.report.warning(stranger, "is not a WAL object's name");
+            }
+            if *timeline > TimelineId(1) && !catalog.histories.contains_key(timeline) {
+                let name = WalName::File(WalFileName::History(*timeline)).object();
+                let hurts = backups.iter().filter(|b| b.timeline != *timeline).map(|b| b.id);
+                self.report.error(
+                    self.cluster.path(&name),
+                    "is missing: without it nothing can be recovered onto this timeline",
+                    sorted(hurts),
+                );
+            }
+        }
+        for gap in catalog.gaps() {
+            let on_it = |b: &&Manifest| b.timeline == gap.timeline && b.stop_lsn <= gap.from;
+            let object = self.cluster.path(&layout::wal_timeline(gap.timeline));
+            let problem = format!("WAL from {} to {} is missing: no backup before it can be recovered past it", gap.from, gap.to);
+            self.report.error(object, problem, sorted(backups.iter().filter(on_it).map(|b| b.id)));
+        }
+        for backup in backups {
+            let history = catalog.history(backup.timeline).unwrap_or_else(|_| TimelineHistory::root(backup.timeline));
+            let end = catalog.contiguous_end(&history, backup.start_lsn);
+            if end < backup.stop_lsn {
+                let problem =
+                    format!("needs WAL from {} to {}, but the vault has it only up to {end}", backup.start_lsn, backup.stop_lsn);
+                self.report.error(self.cluster.path(&layout::snapshot(backup.id)), problem, vec![backup.id]);
+            }
+        }
+        Ok(())
+    }
+
+    async fn segment_size(&self, backups: &[Manifest]) -> Result<Option<SegmentSize>> {
+        if let Some(backup) = backups.first() {
+            return Ok(Some(backup.wal_segment_size));
+        }
+        for name in self.names(layout::dir::WAL).into_iter().filter(|name| !self.damaged.contains(name)) {
+            if let Some(parsed) = WalName::parse(&name) {
+                if let Some(size) = object::open(self.cluster, parsed, None).await?.info.segment_size {
+                    return Ok(Some(size));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Backups that need a damaged WAL object, or cannot be recovered past it.
+fn hurt_by_wal(name: &str, size: SegmentSize, backups: &[Manifest]) -> Vec<Ulid> {
+    let segment = match WalName::parse(name) {
+        Some(WalName::File(WalFileName::Segment(segment) | WalFileName::Partial(segment)) | WalName::Part { segment, .. }) => {
+            segment
+        }
+        _ => return sorted(backups.iter().map(|b| b.id)),
+    };
+    let end = object::segment_start(segment, size).map_or(Lsn::INVALID, |start| start.advance(size.bytes()));
+    sorted(backups.iter().filter(|b| b.timeline <= segment.timeline && b.start_lsn < end).map(|b| b.id))
+}
