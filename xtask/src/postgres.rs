@@ -4,7 +4,7 @@
 //! unpacked by debootstrap, PostgreSQL is installed in it by apt, and its files are then copied out with the loader and
 //! libraries of that system beside them, so that they run on this one without a chroot. An `archive_command` then finds
 //! the programs of this machine, which is the point of testing against it. 16 is in no Debian release; its server comes
-//! from npm and its client programs from PyPI.
+//! from npm and its client programs from `PyPI`.
 
 mod relocate;
 

@@ -73,12 +73,11 @@ fn line(command: &Command) -> String {
     for argument in command.get_args() {
         let _ = write!(line, " {}", argument.to_string_lossy());
     }
-    if line.len() > 200 {
-        let end = line.floor_char_boundary(200);
-        line.truncate(end);
-        line.push_str(" ...");
+    // Installing or relocating names hundreds of files.
+    match line.char_indices().nth(200) {
+        Some((end, _)) => format!("{} ...", &line[..end]),
+        None => line,
     }
-    line
 }
 
 fn tail(text: &str, lines: usize) -> String {

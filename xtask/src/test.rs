@@ -88,21 +88,21 @@ impl Test {
             if succeeds(cargo().args(["fmt", "--version"])) {
                 steps.step("formatting", || run(cargo().args(["fmt", "--all", "--check"])));
             } else {
-                steps.skip("formatting", "rustfmt is not installed");
+                Steps::skip("formatting", "rustfmt is not installed");
             }
             if succeeds(cargo().args(["clippy", "--version"])) {
                 steps.step("clippy", || {
                     run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
                 });
             } else {
-                steps.skip("clippy", "clippy is not installed");
+                Steps::skip("clippy", "clippy is not installed");
             }
             if succeeds(&mut program("rustdoc", ["--version"])) {
                 steps.step("documentation", || {
                     run(cargo().args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings"))
                 });
             } else {
-                steps.skip("documentation", "rustdoc is not installed");
+                Steps::skip("documentation", "rustdoc is not installed");
             }
             steps.step("dependencies", check_dependencies);
         }
@@ -178,7 +178,7 @@ impl Steps {
         }
     }
 
-    fn skip(&self, name: &str, why: &str) {
+    fn skip(name: &str, why: &str) {
         println!("    {name}: SKIPPED, {why}");
     }
 
