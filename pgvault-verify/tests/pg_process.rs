@@ -108,7 +108,7 @@ fn failures_carry_what_the_programs_said() {
     assert!(error.to_string().contains("invalid value for parameter \"work_mem\": \"plenty\""), "{error}");
 
     let error = Server::builder(&install()).wal_segment_mib(3).start().unwrap_err();
-    assert!(error.to_string().contains("initdb") && error.to_string().contains("power of 2"), "{error}");
+    assert!(error.to_string().contains("initdb") && error.to_string().contains("power of "), "{error}");
 
     let server = Server::builder(&install()).start().unwrap();
     let error = server.psql("select 1; select * from missing; select 2").unwrap_err();
@@ -206,13 +206,14 @@ impl Backup {
             .output()
             .unwrap();
         assert!(backup.status.success(), "{}", String::from_utf8_lossy(&backup.stderr));
-        server.psql("insert into t values (2); select pg_create_restore_point('here'); insert into t values (3); select pg_switch_wal()").unwrap();
+        let last = server
+            .psql(
+                "insert into t values (2); select pg_create_restore_point('here') \\g /dev/null
+                 insert into t values (3); select pg_walfile_name(pg_current_wal_lsn()); select pg_switch_wal() \\g /dev/null",
+            )
+            .unwrap();
         for _ in 0..200 {
-            if server
-                .psql("select last_archived_wal = pg_walfile_name(pg_current_wal_lsn() - 16777216) from pg_stat_archiver")
-                .unwrap()
-                == "t"
-            {
+            if archive.join(&last).is_file() && server.psql("select last_archived_wal from pg_stat_archiver").unwrap() >= last {
                 break;
             }
             std::thread::sleep(Duration::from_millis(50));
