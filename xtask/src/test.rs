@@ -105,6 +105,14 @@ impl Test {
                 Steps::skip("documentation", "rustdoc is not installed");
             }
             steps.step("dependencies", check_dependencies);
+            if succeeds(cargo().args(["deny", "--version"])) {
+                // Advisories change without a commit; a scheduled job reads them.
+                steps.step("licences", || {
+                    run(cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))
+                });
+            } else {
+                Steps::skip("licences", "cargo-deny is not installed");
+            }
         }
         steps.step(&format!("tests, PostgreSQL {version}"), || {
             let mut tests = cargo();
