@@ -99,6 +99,14 @@ fn passwords_checksums_segment_size_and_port_are_as_asked() {
     assert!(!format!("{server:?}").contains("cret"));
     drop(server);
     assert!(pgdata.join("PG_VERSION").is_file(), "a data directory of the caller's stays");
+
+    let owner = fs::metadata(folder.path()).unwrap().uid();
+    fs::write(folder.path().join("file"), "").unwrap();
+    let own = fs::metadata(folder.path().join("file")).unwrap().uid();
+    let error = Server::builder(&install()).pgdata(folder.path()).start().unwrap_err();
+    assert!(error.to_string().contains("directory not empty"), "{error}");
+    assert_eq!(fs::metadata(folder.path()).unwrap().uid(), owner);
+    assert_eq!(fs::metadata(folder.path().join("file")).unwrap().uid(), own);
 }
 
 #[test]

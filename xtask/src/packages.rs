@@ -15,7 +15,7 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
     let list = packages.join(" ");
     let Some(mut update) = apt_get(&["update", "-qq"]) else {
         bail!(
-            "{why} needs {list}\n\
+            "missing: {list} ({why})\n\
              Nothing was installed: that is done only on Debian or Ubuntu, as root or with sudo that asks no password.\n\
              Install it (Debian, Ubuntu: `apt-get install {list}`) and repeat the command."
         );

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::server::{Launch, Server};
-use super::{Account, Install, Result, io_error, run, without_libpq_environment};
+use super::{Account, Error, Install, Result, io_error, run, without_libpq_environment};
 
 /// How clients of a new cluster prove who they are.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -167,6 +167,11 @@ impl ServerBuilder {
                 account.check_can_reach(&pgdata)?;
                 // Made here, because the account may not write where this process may.
                 fs::create_dir_all(&pgdata).map_err(io_error("create", &pgdata))?;
+                // Looked at before the owner changes: what is in there is not ours to give away.
+                if fs::read_dir(&pgdata).map_err(io_error("list", &pgdata))?.next().is_some() {
+                    let source = std::io::ErrorKind::DirectoryNotEmpty.into();
+                    return Err(Error::Io { doing: "make a cluster in", path: pgdata, source });
+                }
                 account.own(&pgdata)?;
                 pgdata
             }
