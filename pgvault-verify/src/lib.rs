@@ -1,1 +1,3 @@
 //! Starts restored PostgreSQL clusters and checks them.
+
+pub mod process;

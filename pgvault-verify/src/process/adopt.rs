@@ -1,0 +1,211 @@
+//! Restored data directories, started without a trace in them and without a way out of them.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::server::{Launch, Server};
+use super::{Account, Error, Install, Result, io_error, run, without_libpq_environment};
+
+/// What a restored cluster must not do, whatever its configuration says. Given on the command line, these settings win
+/// over `postgresql.conf` and `postgresql.auto.conf`, and no file of the restored directory changes.
+const ISOLATED: [(&str, &str); 25] = [
+    // It must not write into the archive of the cluster it is a copy of, nor tidy that up.
+    ("archive_mode", "off"),
+    ("archive_command", ""),
+    ("archive_library", ""),
+    ("archive_cleanup_command", ""),
+    ("recovery_end_command", ""),
+    // It must not follow, hold back or hold up the original's other servers.
+    ("primary_conninfo", ""),
+    ("primary_slot_name", ""),
+    ("synchronous_standby_names", ""),
+    ("max_logical_replication_workers", "0"),
+    // It must not run the original's jobs. Without the extension the setting is an unused name.
+    ("cron.launch_active_jobs", "off"),
+    // It must not touch the original's files: Debian's configuration names the original's pid file and certificates.
+    ("external_pid_file", ""),
+    ("ssl", "off"),
+    ("unix_socket_permissions", "0700"),
+    ("unix_socket_group", ""),
+    // It has to fit beside whatever else this machine does, and to start on a machine of another size.
+    ("shared_buffers", "64MB"),
+    ("huge_pages", "off"),
+    ("hot_standby", "on"),
+    ("restart_after_crash", "off"),
+    // Its messages have to arrive here, in English, and on a machine without the original's locales.
+    ("logging_collector", "off"),
+    ("log_destination", "stderr"),
+    ("lc_messages", "C"),
+    ("lc_monetary", "C"),
+    ("lc_numeric", "C"),
+    ("lc_time", "C"),
+    ("cluster_name", "pgvault"),
+];
+
+/// Recovery stops unless these are at least what they were on the original; `pg_control` knows.
+const AT_LEAST: [&str; 5] =
+    ["max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"];
+
+/// Describes how to start a restored data directory.
+#[derive(Debug, Clone)]
+pub struct Adopt {
+    install: Install,
+    pgdata: PathBuf,
+    options: Vec<(String, String)>,
+    user: String,
+    tcp: bool,
+    port: Option<u16>,
+    timeout: Duration,
+}
+
+impl Adopt {
+    pub(super) fn new(install: &Install, pgdata: PathBuf) -> Self {
+        Self {
+            install: install.clone(),
+            pgdata,
+            options: Vec::new(),
+            user: "postgres".to_owned(),
+            tcp: false,
+            port: None,
+            timeout: Duration::from_secs(60),
+        }
+    }
+
+    /// A setting that wins over the restored configuration and over the isolation.
+    #[must_use]
+    pub fn option(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.push((name.into(), value.into()));
+        self
+    }
+
+    /// The name of the cluster's superuser; `postgres` unless said otherwise.
+    #[must_use]
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = user.into();
+        self
+    }
+
+    /// Listens on 127.0.0.1 as well; there, clients need the passwords they had on the original.
+    #[must_use]
+    pub fn tcp(mut self, on: bool) -> Self {
+        self.tcp = on;
+        self
+    }
+
+    /// Uses this port, instead of a free one.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// How long starting and stopping may take; a minute unless said otherwise.
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Starts the server and waits until it accepts connections. For a directory that still has WAL to replay,
+    /// [`launch`](Self::launch) is the better choice: how long that takes has nothing to do with starting.
+    ///
+    /// # Errors
+    ///
+    /// With the end of the server's log.
+    pub fn start(self) -> Result<Server> {
+        let mut server = self.prepare()?;
+        server.start()?;
+        Ok(server)
+    }
+
+    /// Starts the server and returns at once; go on with [`Server::wait_until_paused_or_promoted`].
+    ///
+    /// # Errors
+    ///
+    /// When the directory cannot be a server's, or the program cannot be started.
+    pub fn launch(self) -> Result<Server> {
+        let mut server = self.prepare()?;
+        server.launch()?;
+        Ok(server)
+    }
+
+    fn prepare(self) -> Result<Server> {
+        let pgdata = std::path::absolute(&self.pgdata).map_err(io_error("resolve", &self.pgdata))?;
+        let version = pgdata.join("PG_VERSION");
+        let found = fs::read_to_string(&version).map_err(io_error("read", &version))?.trim().to_owned();
+        let wanted = self.install.version().major();
+        if found != wanted.to_string() {
+            return Err(Error::Version { pgdata, found, bin: self.install.bin().to_path_buf(), wanted });
+        }
+        let account = Account::owner_of(&pgdata)?;
+        account.check_can_reach(&pgdata)?;
+        if is_roots(&pgdata)? {
+            hand_over(&account, &pgdata)?;
+        }
+        let mut launch = Launch::new(self.install, account, self.timeout)?;
+        let hba = launch
+            .write("pg_hba.conf", "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")?;
+        let ident = launch.write("pg_ident.conf", "")?;
+        if !pgdata.join("postgresql.conf").is_file() {
+            // Debian keeps the configuration outside of the data directory, where a physical backup does not see it.
+            let text = minimal_configuration(&launch, &pgdata);
+            let file = launch.write("postgresql.conf", &text)?;
+            launch.options.push(("config_file".to_owned(), file.display().to_string()));
+        }
+        // A configuration that was restored together with the data may name the original's directory.
+        for (name, path) in [("data_directory", &pgdata), ("hba_file", &hba), ("ident_file", &ident)] {
+            launch.options.push((name.to_owned(), path.display().to_string()));
+        }
+        launch.options.extend(ISOLATED.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        launch.options.extend(self.options);
+        launch.user = self.user;
+        launch.tcp = self.tcp;
+        launch.fixed_port = self.port;
+        Ok(Server::new(launch, pgdata))
+    }
+}
+
+fn is_roots(path: &Path) -> Result<bool> {
+    Ok(fs::metadata(path).map_err(io_error("read the owner of", path))?.uid() == 0)
+}
+
+/// A restore by root leaves files of root, tablespaces included. What a tablespace link points to is handed over only
+/// when it is root's as well: then no server can be running on it.
+fn hand_over(account: &Account, pgdata: &Path) -> Result<()> {
+    account.own(pgdata)?;
+    let links = pgdata.join("pg_tblspc");
+    let Ok(entries) = fs::read_dir(&links) else { return Ok(()) };
+    for entry in entries {
+        let link = entry.map_err(io_error("list", &links))?.path();
+        let target = fs::canonicalize(&link).map_err(io_error("follow", &link))?;
+        if is_roots(&target)? {
+            account.own(&target)?;
+        }
+    }
+    Ok(())
+}
+
+/// A configuration for a directory without one, as large as the control file demands.
+fn minimal_configuration(launch: &Launch, pgdata: &Path) -> String {
+    let mut text = "# made by pgvault: the data directory has no postgresql.conf\n".to_owned();
+    let Ok(program) = launch.install.program("pg_controldata") else { return text };
+    let mut command = Command::new(program);
+    command.arg("-D").arg(pgdata).env("LC_ALL", "C").current_dir(launch.folder());
+    // Without it recovery still works wherever the defaults are large enough, and says so where they are not.
+    let Ok(answer) = run(launch.account.apply(without_libpq_environment(&mut command))) else { return text };
+    for line in answer.lines() {
+        let Some((name, value)) = line.strip_suffix('\r').unwrap_or(line).split_once(" setting:") else { continue };
+        let name = match name {
+            name if !AT_LEAST.contains(&name) => continue,
+            "max_prepared_xacts" => "max_prepared_transactions",
+            "max_locks_per_xact" => "max_locks_per_transaction",
+            name => name,
+        };
+        let _ = writeln!(text, "{name} = {}", value.trim());
+    }
+    text
+}

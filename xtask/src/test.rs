@@ -1,0 +1,213 @@
+//! `cargo xtask test`: what CI runs, in the same order. The tests come last, so that their summary ends the output.
+
+use std::process::Command;
+use std::str::FromStr;
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::packages;
+use crate::postgres;
+use crate::run::{cargo, program, run, run_quietly, succeeds};
+
+/// Crates that `pgvault-core` must not bring into a program that embeds it, and why.
+const NOT_IN_CORE: [(&str, &str); 6] = [
+    ("clap", "the engine has no command line"),
+    ("anyhow", "the engine's errors are its API"),
+    ("openssl", "one TLS stack: rustls"),
+    ("openssl-sys", "one TLS stack: rustls"),
+    ("native-tls", "one TLS stack: rustls"),
+    ("async-std", "one async runtime: tokio"),
+];
+
+#[derive(Args)]
+pub(crate) struct Test {
+    /// PostgreSQL to test against: a major version, or `all`
+    ///
+    /// The whole of CI runs against 15 (`all` included); for any other version only the tests that talk to PostgreSQL
+    /// (`tests/pg_*.rs`) run.
+    #[arg(long, default_value = "15")]
+    pg: Versions,
+    /// Only tests whose name contains this, and no other step
+    #[arg(long)]
+    filter: Option<String>,
+}
+
+/// A list of PostgreSQL major versions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Versions {
+    One(u32),
+    All,
+}
+
+impl Versions {
+    pub(crate) fn list(self) -> Vec<u32> {
+        match self {
+            Self::One(version) => vec![version],
+            Self::All => postgres::VERSIONS.to_vec(),
+        }
+    }
+}
+
+impl FromStr for Versions {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match (text, text.parse()) {
+            ("all", _) => Ok(Self::All),
+            (_, Ok(version)) if postgres::VERSIONS.contains(&version) => Ok(Self::One(version)),
+            _ => Err(format!("expected one of {:?} or `all`", postgres::VERSIONS)),
+        }
+    }
+}
+
+impl Test {
+    pub(crate) fn run(&self) -> Result<()> {
+        packages::ensure_programs(&[("cc", "gcc")], "some dependencies compile C code")?;
+        let mut steps = Steps::default();
+        let whole = matches!(self.pg, Versions::All | Versions::One(15));
+        if whole {
+            self.everything(&mut steps)?;
+        }
+        for version in self.pg.list().into_iter().filter(|version| *version != 15) {
+            self.against(version, &mut steps)?;
+        }
+        steps.finish()
+    }
+
+    fn everything(&self, steps: &mut Steps) -> Result<()> {
+        // Where there is no 15 (a newer Debian), the version of the distribution takes its place.
+        let (version, folder) = if packages::is_available("postgresql-15") || std::env::var_os("PGVAULT_PG_BIN_15").is_some() {
+            (15, postgres::ensure(15)?)
+        } else {
+            postgres::ensure_any()?
+        };
+        println!("testing against {}", postgres::version_line(&folder)?);
+        if self.filter.is_none() {
+            if succeeds(cargo().args(["fmt", "--version"])) {
+                steps.step("formatting", || run(cargo().args(["fmt", "--all", "--check"])));
+            } else {
+                Steps::skip("formatting", "rustfmt is not installed");
+            }
+            if succeeds(cargo().args(["clippy", "--version"])) {
+                steps.step("clippy", || {
+                    run(cargo().args(["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"]))
+                });
+            } else {
+                Steps::skip("clippy", "clippy is not installed");
+            }
+            if succeeds(&mut program("rustdoc", ["--version"])) {
+                steps.step("documentation", || {
+                    run(cargo().args(["doc", "--quiet", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "-Dwarnings"))
+                });
+            } else {
+                Steps::skip("documentation", "rustdoc is not installed");
+            }
+            steps.step("dependencies", check_dependencies);
+            if succeeds(cargo().args(["deny", "--version"])) {
+                // Advisories change without a commit; a scheduled job reads them.
+                steps.step("licences", || {
+                    run(cargo().args(["deny", "--log-level", "error", "check", "bans", "licenses", "sources"]))
+                });
+            } else {
+                Steps::skip("licences", "cargo-deny is not installed");
+            }
+        }
+        steps.step(&format!("tests, PostgreSQL {version}"), || {
+            let mut tests = cargo();
+            tests.args(["test", "--workspace"]);
+            run(self.with_server(&mut tests, version, &folder))
+        });
+        Ok(())
+    }
+
+    fn against(&self, version: u32, steps: &mut Steps) -> Result<()> {
+        let folder = postgres::ensure(version)?;
+        println!("testing against {}", postgres::version_line(&folder)?);
+        steps.step(&format!("tests, PostgreSQL {version}"), || {
+            let mut tests = cargo();
+            tests.args(["test", "--workspace", "--test", "pg_*"]);
+            run(self.with_server(&mut tests, version, &folder))
+        });
+        Ok(())
+    }
+
+    fn with_server<'a>(&self, tests: &'a mut Command, version: u32, folder: &std::path::Path) -> &'a mut Command {
+        if let Some(filter) = &self.filter {
+            tests.arg(filter);
+        }
+        tests.env("PGVAULT_TEST_PG", version.to_string()).env(format!("PGVAULT_PG_BIN_{version}"), folder)
+    }
+}
+
+/// Reads the tree of normal dependencies: a feature of some crate can bring in what nobody asked for.
+fn check_dependencies() -> Result<()> {
+    let tree = run_quietly(cargo().args([
+        "tree",
+        "--locked",
+        "-p",
+        "pgvault-core",
+        "-e",
+        "normal",
+        "--prefix",
+        "none",
+        "--format",
+        "{p}",
+    ]))
+    .context("list the dependencies of pgvault-core")?;
+    let present: Vec<String> = NOT_IN_CORE
+        .iter()
+        .filter(|(name, _)| tree.lines().any(|line| line.split_whitespace().next() == Some(name)))
+        .map(|(name, why)| format!("{name} ({why})"))
+        .collect();
+    if !present.is_empty() {
+        bail!("pgvault-core depends on {}; `cargo tree -p pgvault-core -e normal -i NAME` shows through what", present.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs every step even after a failure: one round shows all there is to fix.
+#[derive(Default)]
+struct Steps {
+    failed: Vec<String>,
+}
+
+impl Steps {
+    fn step(&mut self, name: &str, action: impl FnOnce() -> Result<()>) {
+        println!("==> {name}");
+        let begun = Instant::now();
+        match action() {
+            Ok(()) => println!("    {name}: ok, {:.1} s", begun.elapsed().as_secs_f64()),
+            Err(error) => {
+                println!("    {name}: FAILED, {:.1} s: {error:#}", begun.elapsed().as_secs_f64());
+                self.failed.push(name.to_owned());
+            }
+        }
+    }
+
+    fn skip(name: &str, why: &str) {
+        println!("    {name}: SKIPPED, {why}");
+    }
+
+    fn finish(self) -> Result<()> {
+        if self.failed.is_empty() {
+            return Ok(());
+        }
+        bail!("failed: {}", self.failed.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_supported_ones_or_all() {
+        assert_eq!("17".parse(), Ok(Versions::One(17)));
+        assert_eq!("all".parse(), Ok(Versions::All));
+        assert_eq!(Versions::All.list(), [15, 16, 17, 18, 19]);
+        assert!("14".parse::<Versions>().is_err());
+        assert!("newest".parse::<Versions>().is_err());
+    }
+}
