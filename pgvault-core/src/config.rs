@@ -1,0 +1,131 @@
+//! The one configuration file, and the environment variables that stand for its keys.
+//!
+//! Every key has a twin: `PGVAULT_` and the key's path in capitals, nested by two underscores
+//! (`PGVAULT_CLUSTER__MAIN__WAL__SLOT`). A value of the environment wins over the file. Secrets can be given directly, by
+//! `_FILE` or by `_COMMAND`; none is ever printed. Unknown keys are errors, so that a misspelt retention is not ignored.
+
+mod load;
+mod secret;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+pub use load::{load, load_text};
+pub use secret::SecretSource;
+
+use crate::{Error, ErrorKind, Result};
+
+/// The whole file.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// Where backups go.
+    pub vault: VaultConfig,
+    /// The clusters, by name.
+    #[serde(default)]
+    pub cluster: BTreeMap<String, ClusterConfig>,
+}
+
+/// `[vault]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VaultConfig {
+    /// Address of the vault.
+    pub url: String,
+    /// The passphrase itself; better given by one of the next two.
+    pub passphrase: Option<secrecy::SecretString>,
+    /// File whose first line is the passphrase.
+    pub passphrase_file: Option<PathBuf>,
+    /// Shell command that prints the passphrase.
+    pub passphrase_command: Option<String>,
+    /// File with age identities (`AGE-SECRET-KEY-1...`).
+    pub identity_file: Option<PathBuf>,
+    /// Shell command that prints age identities.
+    pub identity_command: Option<String>,
+    /// age recipients that `init` gives a key slot.
+    #[serde(default)]
+    pub recipients: Vec<String>,
+}
+
+/// `[cluster.NAME]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterConfig {
+    /// libpq keywords or URI; standard `PG*` variables fill what is missing.
+    #[serde(default)]
+    pub connection: String,
+    /// The data directory, when it is on this machine: the local source is then the default.
+    pub pgdata: Option<PathBuf>,
+    /// zstd level of data; 1 is the measured default.
+    #[serde(default = "default_level")]
+    pub compression_level: i32,
+    /// Threads for compression and encryption; as many as there are cores when not given.
+    pub workers: Option<usize>,
+    /// WAL settings.
+    #[serde(default)]
+    pub wal: WalConfig,
+    /// Retention settings.
+    #[serde(default)]
+    pub retention: RetentionConfig,
+}
+
+fn default_level() -> i32 {
+    1
+}
+
+/// `[cluster.NAME.wal]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct WalConfig {
+    /// The replication slot that `wal stream` creates and keeps.
+    pub slot: String,
+    /// Longest time that new WAL stays out of the vault while streaming.
+    #[serde(deserialize_with = "load::duration")]
+    pub flush_interval: Duration,
+    /// Confirm commits only when they are durable in the vault.
+    pub synchronous: bool,
+}
+
+impl Default for WalConfig {
+    fn default() -> Self {
+        Self { slot: "pgvault".into(), flush_interval: Duration::from_secs(1), synchronous: false }
+    }
+}
+
+/// `[cluster.NAME.retention]`
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RetentionConfig {
+    /// How far back every moment must stay restorable.
+    #[serde(deserialize_with = "load::optional_duration")]
+    pub window: Option<Duration>,
+}
+
+impl Config {
+    /// The cluster called `name`, or the only one.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when there is none, or several and no name was given.
+    pub fn cluster(&self, name: Option<&str>) -> Result<(&str, &ClusterConfig)> {
+        let known = || self.cluster.keys().cloned().collect::<Vec<_>>().join(", ");
+        match name {
+            Some(name) => self.cluster.get_key_value(name).map(|(n, c)| (n.as_str(), c)).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::Usage,
+                    "config.cluster",
+                    format!("the configuration has no cluster `{name}`; it has: {}", known()),
+                )
+            }),
+            None => match self.cluster.iter().next() {
+                Some((name, cluster)) if self.cluster.len() == 1 => Ok((name, cluster)),
+                Some(_) => Err(Error::new(ErrorKind::Usage, "config.cluster", "the configuration has several clusters")
+                    .with_hint(format!("choose one with --cluster: {}", known()))),
+                None => Err(Error::new(ErrorKind::Usage, "config.cluster", "the configuration has no cluster")
+                    .with_hint("add a section such as [cluster.main]")),
+            },
+        }
+    }
+}

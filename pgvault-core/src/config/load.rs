@@ -1,0 +1,147 @@
+//! Reading the file and laying the environment over it.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer};
+use toml::{Table, Value};
+
+use super::Config;
+use crate::{Error, ErrorKind, Result};
+
+/// Names outside the nesting rule, because they are shorter.
+const ALIASES: [(&str, &str); 3] = [
+    ("PGVAULT_VAULT_PASSPHRASE", "PGVAULT_VAULT__PASSPHRASE"),
+    ("PGVAULT_VAULT_PASSPHRASE_FILE", "PGVAULT_VAULT__PASSPHRASE_FILE"),
+    ("PGVAULT_VAULT_PASSPHRASE_COMMAND", "PGVAULT_VAULT__PASSPHRASE_COMMAND"),
+];
+
+/// Reads a configuration file and lays `environment` over it.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] when the file cannot be read or holds something that is not configuration.
+pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Config> {
+    let text = match path {
+        Some(path) => std::fs::read_to_string(path).map_err(|e| {
+            Error::new(ErrorKind::Usage, "config.read", format!("read {}: {e}", path.display()))
+                .with_hint("name the file with --config or PGVAULT_CONFIG, or create ./pgvault.toml")
+        })?,
+        None => String::new(),
+    };
+    load_text(&text, environment).map_err(|e| match path {
+        Some(path) => e.context(path.display()),
+        None => e,
+    })
+}
+
+/// Reads configuration text and lays `environment` over it.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_text(text: &str, environment: impl Iterator<Item = (String, String)>) -> Result<Config> {
+    let usage = |why: String| Error::new(ErrorKind::Usage, "config.invalid", why);
+    let mut table: Table = text.parse().map_err(|e: toml::de::Error| usage(e.to_string()))?;
+    let mut variables: Vec<(String, String)> = environment.collect();
+    variables.sort();
+    for (name, value) in variables {
+        let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, full)| (*full).to_owned());
+        let Some(path) = name.strip_prefix("PGVAULT_").filter(|path| path.contains("__")) else { continue };
+        let keys: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
+        // A value that is not TOML on its own (most paths and addresses) is a string.
+        let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
+        let parsed = parsed.filter(|v| !matches!(v, Value::Datetime(_))).unwrap_or(Value::String(value));
+        insert(&mut table, &keys, parsed).ok_or_else(|| usage(format!("{name} does not fit the configuration file")))?;
+    }
+    if !table.contains_key("vault") {
+        return Err(usage("there is no [vault] section".into()).with_hint(
+            "write ./pgvault.toml with [vault] url = \"file:///srv/pgvault\", or name the file with --config or PGVAULT_CONFIG",
+        ));
+    }
+    serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| usage(format!("{}: {}", e.path(), e.inner())))
+}
+
+fn insert(table: &mut Table, keys: &[String], value: Value) -> Option<()> {
+    match keys {
+        [] => None,
+        [last] => {
+            let _ = table.insert(last.clone(), value);
+            Some(())
+        }
+        [first, rest @ ..] => insert(table.entry(first).or_insert_with(|| Value::Table(Table::new())).as_table_mut()?, rest, value),
+    }
+}
+
+/// A duration such as `1s`, `500ms`, `14d` or `1h 30m`.
+pub(super) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    parse_duration(&text).map_err(D::Error::custom)
+}
+
+pub(super) fn optional_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    duration(deserializer).map(Some)
+}
+
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    let bad = || format!("`{text}` is not a duration such as 1s, 500ms or 14d");
+    let span: jiff::Span = text.parse().map_err(|_| bad())?;
+    // A day is 24 hours here: retention does not follow daylight saving.
+    let signed = span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).map_err(|_| bad())?;
+    Duration::try_from(signed).map_err(|_| bad())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TEXT: &str = r#"
+        [vault]
+        url = "file:///srv/pgvault"
+        passphrase_file = "/etc/pgvault/passphrase"
+        [cluster.main]
+        connection = "host=/run/postgresql"
+        [cluster.main.wal]
+        flush_interval = "500ms"
+        [cluster.main.retention]
+        window = "14d"
+    "#;
+
+    fn env(pairs: &[(&str, &str)]) -> std::vec::IntoIter<(String, String)> {
+        pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let config = load_text(
+            TEXT,
+            env(&[
+                ("PGVAULT_VAULT__URL", "file:///other"),
+                ("PGVAULT_CLUSTER__MAIN__WAL__SYNCHRONOUS", "true"),
+                ("PGVAULT_VAULT_PASSPHRASE_FILE", "/p"),
+                ("PGVAULT_TEST_PG", "15"),
+            ]),
+        )
+        .unwrap();
+        assert_eq!(config.vault.url, "file:///other");
+        assert_eq!(config.vault.passphrase_file.as_deref(), Some(Path::new("/p")));
+        let (name, cluster) = config.cluster(None).unwrap();
+        assert_eq!(name, "main");
+        assert!(cluster.wal.synchronous);
+        assert_eq!(cluster.wal.flush_interval, Duration::from_millis(500));
+        assert_eq!(cluster.retention.window, Some(Duration::from_secs(14 * 86_400)));
+    }
+
+    #[test]
+    fn unknown_keys_and_bad_values_are_errors_that_name_the_place() {
+        for (text, place) in [
+            ("[vault]\nurl = 'x'\nurll = 'y'", "urll"),
+            ("[vault]\nurl = 'x'\n[cluster.a.wal]\nflush_interval = 'soon'", "cluster.a.wal.flush_interval"),
+            ("[cluster.a]", "[vault]"),
+            ("[vault", ""),
+        ] {
+            let error = load_text(text, env(&[])).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::Usage);
+            assert!(error.to_string().contains(place), "{error}");
+        }
+    }
+}
