@@ -3,11 +3,28 @@
 //! The parsers here take bytes and return values; they do no I/O, never panic on any input and allocate no more than the
 //! input's size. The connection modules speak to a server.
 
+mod base_backup;
+mod connection;
+mod conninfo;
 mod lsn;
+mod message;
+mod replication;
 mod segment;
+mod tar;
+mod tls;
 
+pub use base_backup::{BackupEvent, BaseBackup, BaseBackupOptions, ServerTablespace};
+pub use connection::{
+    Connection, DEFAULT_IDLE_TIMEOUT, Mode, ResultSet, Row, quote_identifier, quote_literal, quote_replication_literal,
+};
+pub use conninfo::{
+    ChannelBinding, ClientCert, ConnInfo, Endpoint, Host, Keepalive, RootCert, SessionAttrs, SslMode, SslNegotiation, SslSettings,
+};
 pub use lsn::{Lsn, SystemId, TimelineId};
+pub use message::{Notice, ServerError, sqlstate};
+pub use replication::{Acknowledgement, SlotState, SystemIdentity, TimelineHistoryFile, WalMessage, WalStream};
 pub use segment::{SegmentName, SegmentSize, WalFileName, WalSegNo};
+pub use tar::{EntryKind, TarDecoder, TarEntry, TarEvent};
 
 /// Bytes that are not what PostgreSQL writes at this place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
