@@ -117,10 +117,6 @@ impl Fields {
         }
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.rest.is_empty()
-    }
-
     pub(super) fn into_rest(self) -> Bytes {
         self.rest
     }
