@@ -23,6 +23,24 @@ pub use segment::{SegmentName, SegmentSize, WalFileName, WalSegNo};
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry};
 pub use timeline_history::{Ancestor, TimelineHistory};
 pub use wal::{SegmentHeader, SegmentScan, scan_segment, timestamp_from_pg, timestamp_to_pg};
+mod base_backup;
+mod connection;
+mod conninfo;
+mod message;
+mod replication;
+mod tar;
+mod tls;
+
+pub use base_backup::{BackupEvent, BaseBackup, BaseBackupOptions, ServerTablespace};
+pub use connection::{
+    Connection, DEFAULT_IDLE_TIMEOUT, Mode, ResultSet, Row, quote_identifier, quote_literal, quote_replication_literal,
+};
+pub use conninfo::{
+    ChannelBinding, ClientCert, ConnInfo, Endpoint, Host, Keepalive, RootCert, SessionAttrs, SslMode, SslNegotiation, SslSettings,
+};
+pub use message::{Notice, ServerError, sqlstate};
+pub use replication::{Acknowledgement, SlotState, SystemIdentity, TimelineHistoryFile, WalMessage, WalStream};
+pub use tar::{EntryKind, TarDecoder, TarEntry, TarEvent};
 
 /// Bytes that are not what PostgreSQL writes at this place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
