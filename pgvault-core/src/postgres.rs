@@ -4,33 +4,24 @@
 //! input's size. The connection modules speak to a server.
 
 mod backup_label;
+mod base_backup;
 mod bytes;
+mod connection;
+mod conninfo;
 mod control_file;
 mod lsn;
+mod message;
 pub mod page;
 mod relation;
+mod replication;
 mod segment;
 mod tablespace_map;
+mod tar;
 mod timeline_history;
+mod tls;
 pub mod wal;
 
 pub use backup_label::{BackupFrom, BackupLabel};
-pub use control_file::{ControlFile, ControlFileError, DbState, WalLevel, invalidate_checkpoint};
-pub use lsn::{Lsn, SystemId, TimelineId};
-pub use page::{PageHeader, PageState};
-pub use relation::{Fork, PG_DEFAULT_TABLESPACE, PG_GLOBAL_TABLESPACE, RelationFile};
-pub use segment::{SegmentName, SegmentSize, WalFileName, WalSegNo};
-pub use tablespace_map::{TablespaceMap, TablespaceMapEntry};
-pub use timeline_history::{Ancestor, TimelineHistory};
-pub use wal::{SegmentHeader, SegmentScan, scan_segment, timestamp_from_pg, timestamp_to_pg};
-mod base_backup;
-mod connection;
-mod conninfo;
-mod message;
-mod replication;
-mod tar;
-mod tls;
-
 pub use base_backup::{BackupEvent, BaseBackup, BaseBackupOptions, ServerTablespace};
 pub use connection::{
     Connection, DEFAULT_IDLE_TIMEOUT, Mode, ResultSet, Row, quote_identifier, quote_literal, quote_replication_literal,
@@ -38,9 +29,17 @@ pub use connection::{
 pub use conninfo::{
     ChannelBinding, ClientCert, ConnInfo, Endpoint, Host, Keepalive, RootCert, SessionAttrs, SslMode, SslNegotiation, SslSettings,
 };
+pub use control_file::{ControlFile, ControlFileError, DbState, WalLevel, invalidate_checkpoint};
+pub use lsn::{Lsn, SystemId, TimelineId};
 pub use message::{Notice, ServerError, sqlstate};
+pub use page::{PageHeader, PageState};
+pub use relation::{Fork, PG_DEFAULT_TABLESPACE, PG_GLOBAL_TABLESPACE, RelationFile};
 pub use replication::{Acknowledgement, SlotState, SystemIdentity, TimelineHistoryFile, WalMessage, WalStream};
+pub use segment::{SegmentName, SegmentSize, WalFileName, WalSegNo};
+pub use tablespace_map::{TablespaceMap, TablespaceMapEntry};
 pub use tar::{EntryKind, TarDecoder, TarEntry, TarEvent};
+pub use timeline_history::{Ancestor, TimelineHistory};
+pub use wal::{SegmentHeader, SegmentScan, scan_segment, timestamp_from_pg, timestamp_to_pg};
 
 /// Bytes that are not what PostgreSQL writes at this place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -8,7 +8,10 @@
 //!
 //! A segment is one create-only object; a segment that is still open, or too large for one object, is a row of parts.
 
+pub mod assemble;
 pub mod catalog;
 pub mod fetch;
 pub mod object;
 pub mod push;
+pub mod stream;
+pub mod take;

@@ -39,6 +39,12 @@ pub struct SessionRecord {
     pub version: String,
 }
 
+/// Written right before a commit, to learn the store's time.
+#[derive(Debug, Serialize)]
+struct Committing {
+    session: Ulid,
+}
+
 /// An open session.
 #[derive(Debug, Clone)]
 pub struct Session {
@@ -68,12 +74,15 @@ impl Session {
         Ok(Self { id, began })
     }
 
-    /// Checks, by the store's clock, that the session may still commit. `witness` is an object written just now.
+    /// Checks, by the store's clock, that the session may still commit.
     ///
     /// # Errors
     /// When the deadline has passed: its packs may already be collected.
-    pub async fn ensure_live(&self, cluster: &Cluster, witness: &str) -> Result<()> {
-        let now = cluster.store().head(&cluster.path(witness)).await?.last_modified;
+    pub async fn ensure_live(&self, cluster: &Cluster) -> Result<()> {
+        // The only way to read the store's clock is to write something.
+        let witness = layout::session(cluster.env().new_id()?);
+        cluster.put_json(Kind::Session, &witness, &Committing { session: self.id }).await?;
+        let now = cluster.store().head(&cluster.path(&witness)).await?.last_modified;
         let hours = now.duration_since(self.began).as_hours();
         if hours < MAX_HOURS {
             return Ok(());

@@ -1,0 +1,173 @@
+//! Reading a data directory on this machine, while the server runs.
+//!
+//! Names are collected first; a file that vanishes before it is opened was dropped, and its neighbours are copied all the
+//! same (T8). A file is copied up to the length it had when it was opened; WAL brings the rest.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::exclude;
+use super::pipeline::Pipeline;
+use crate::format::file_table::{FileEntry, Node};
+use crate::postgres::ControlFile;
+use crate::vault::snapshot::Tablespace;
+use crate::{Error, ErrorKind, Result};
+
+/// What a walk over the data directory found.
+#[derive(Debug, Default)]
+pub(super) struct Listing {
+    /// Directories and tablespace links.
+    pub(super) entries: Vec<FileEntry>,
+    /// Files: name in the backup, place on this machine, length at the time of the walk.
+    pub(super) files: Vec<(String, PathBuf, u64)>,
+    pub(super) tablespaces: Vec<Tablespace>,
+    pub(super) warnings: Vec<String>,
+}
+
+impl Listing {
+    /// Bytes of all files.
+    pub(super) fn bytes(&self) -> u64 {
+        self.files.iter().map(|(_, _, len)| len).sum()
+    }
+}
+
+const CONTROL: &str = "global/pg_control";
+
+/// Walks the data directory and its tablespaces.
+///
+/// `version_directory` is the folder of this cluster's major and catalog version inside a tablespace: other versions may
+/// share the location.
+pub(super) fn list(pgdata: &Path, version_directory: &str) -> Result<Listing> {
+    let mut listing = Listing::default();
+    walk(pgdata, "", version_directory, &mut listing)?;
+    listing.files.sort();
+    Ok(listing)
+}
+
+fn walk(directory: &Path, relative: &str, version_directory: &str, listing: &mut Listing) -> Result<()> {
+    let mut children: Vec<(String, String, fs::Metadata, PathBuf)> = Vec::new();
+    let reading = match fs::read_dir(directory) {
+        Ok(reading) => reading,
+        // A dropped database.
+        Err(e) if e.kind() == io::ErrorKind::NotFound && !relative.is_empty() => return Ok(()),
+        Err(e) => return Err(Error::io("list", directory, e)),
+    };
+    for child in reading {
+        let child = child.map_err(|e| Error::io("list", directory, e))?;
+        let Some(name) = child.file_name().to_str().map(str::to_owned) else {
+            listing.warnings.push(format!("{} is left out: its name is not UTF-8", child.path().display()));
+            continue;
+        };
+        let path = if relative.is_empty() { name.clone() } else { format!("{relative}/{name}") };
+        if exclude::is_excluded(&path) {
+            continue;
+        }
+        match child.metadata() {
+            Ok(metadata) => children.push((path, name, metadata, child.path())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(Error::io("stat", &child.path(), e)),
+        }
+    }
+    let unlogged = exclude::unlogged(children.iter().map(|(path, ..)| path.as_str()));
+    for (path, name, metadata, place) in children {
+        if metadata.is_symlink() {
+            link(&path, &name, &place, relative, version_directory, listing)?;
+        } else if metadata.is_dir() {
+            push_directory(listing, &path, metadata.mode());
+            if !exclude::is_emptied(&path) {
+                walk(&place, &path, version_directory, listing)?;
+            } else if path == "pg_wal" {
+                push_directory(listing, "pg_wal/archive_status", 0o700);
+            }
+        } else if metadata.is_file() && path != CONTROL && !exclude::is_unlogged_fork(&path, &unlogged) {
+            listing.files.push((path, place, metadata.len()));
+        }
+    }
+    Ok(())
+}
+
+fn push_directory(listing: &mut Listing, path: &str, mode: u32) {
+    listing.entries.push(FileEntry { path: path.to_owned(), mode: mode & 0o7777, node: Node::Directory });
+}
+
+/// Tablespaces are followed, `pg_wal` is emptied, a link to a file is copied as the file, anything else is left out.
+fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &str, listing: &mut Listing) -> Result<()> {
+    let target = fs::read_link(place).map_err(|e| Error::io("read the link", place, e))?;
+    let followed = fs::metadata(place);
+    if parent == "pg_tblspc" {
+        let Ok(oid) = name.parse::<u32>() else { return Ok(()) };
+        let Some(location) = target.to_str().map(str::to_owned) else {
+            return Err(Error::new(
+                ErrorKind::Unsupported,
+                "backup.tablespace",
+                format!("the tablespace at {} has a path that is not UTF-8", target.display()),
+            ));
+        };
+        listing.entries.push(FileEntry {
+            path: path.to_owned(),
+            mode: 0o777,
+            node: Node::Tablespace { location: location.clone() },
+        });
+        listing.tablespaces.push(Tablespace { oid, location });
+        let inner = place.join(version_directory);
+        if let Ok(metadata) = fs::metadata(&inner) {
+            let inner_path = format!("{path}/{version_directory}");
+            push_directory(listing, &inner_path, metadata.mode());
+            walk(&inner, &inner_path, version_directory, listing)?;
+        }
+        return Ok(());
+    }
+    match followed {
+        Ok(metadata) if metadata.is_dir() && exclude::is_emptied(path) => {
+            push_directory(listing, path, metadata.mode());
+            if path == "pg_wal" {
+                push_directory(listing, "pg_wal/archive_status", 0o700);
+            }
+        }
+        Ok(metadata) if metadata.is_file() => listing.files.push((path.to_owned(), place.to_path_buf(), metadata.len())),
+        Ok(_) => listing.warnings.push(format!("{path} is left out: it is a link to {}", target.display())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            listing.warnings.push(format!("{path} is left out: it is a link to {}, which does not exist", target.display()));
+        }
+        Err(e) => return Err(Error::io("stat", place, e)),
+    }
+    Ok(())
+}
+
+/// Sends every file through the pipeline, `pg_control` last: on a standby it says how far the pages may already be.
+pub(super) async fn copy(pipeline: &Pipeline, pgdata: &Path, listing: &Listing) -> Result<()> {
+    for (path, place, _) in &listing.files {
+        let (file, metadata) = match fs::File::open(place).and_then(|file| file.metadata().map(|m| (file, m))) {
+            Ok(opened) => opened,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(Error::io("open", place, e)),
+        };
+        let task = pipeline.file(path.clone(), metadata.mode() & 0o7777, metadata.len(), Some(file))?;
+        pipeline.read(&task).await?;
+    }
+    let control = read_control(&pgdata.join(CONTROL)).await?;
+    let task = pipeline.file(CONTROL.into(), 0o600, control.len() as u64, None)?;
+    pipeline.region(&task, 0, control).await
+}
+
+/// Reads `pg_control` until its checksum is right: the server rewrites it in place (T13).
+pub(super) async fn read_control(path: &Path) -> Result<Vec<u8>> {
+    let mut attempt = 0;
+    loop {
+        let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        match ControlFile::parse(&bytes) {
+            Ok(_) => return Ok(bytes),
+            Err(error) if error.is_torn() && attempt < 20 => {
+                attempt += 1;
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(error) => {
+                return Err(Error::new(ErrorKind::Source, "source.control", format!("{}: {error}", path.display()))
+                    .with_hint("is this the data directory of the server that the connection leads to?"));
+            }
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! `wal stream`: WAL from a replication slot into the vault, as the server writes it.
+//!
+//! **The acknowledgement rule.** The server forgets WAL that this process confirms. So the position it reports is always
+//! the end of what is durable in the vault without a hole, never what has merely arrived. Segments are sealed and uploaded
+//! a few at a time, but confirmed strictly in order.
+//!
+//! A server that is being stopped waits for its receivers to confirm everything it has sent. Asked for a reply with
+//! everything received, this process therefore stores the open segment as a part and confirms it, so that a stop takes
+//! a PUT and not a timeout.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::assemble::{Assembler, Piece};
+use super::catalog::Catalog;
+use super::take;
+use crate::postgres::{
+    Acknowledgement, ConnInfo, Connection, Lsn, Mode, SegmentSize, ServerError, SlotState, TimelineHistory, TimelineId, WalMessage,
+    WalSegNo, WalStream, sqlstate,
+};
+use crate::vault::Cluster;
+use crate::{Error, ErrorKind, Result};
+
+/// Segments being stored at once; with the open one, what bounds memory.
+const IN_FLIGHT: usize = 4;
+
+/// How often the server hears where this process is, at least.
+const STATUS_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Wait between a lost connection and the next attempt.
+const RECONNECT: Duration = Duration::from_secs(2);
+
+/// How to stream.
+#[derive(Debug, Clone)]
+pub struct StreamOptions {
+    /// The server.
+    pub connection: ConnInfo,
+    /// The slot, created when it is missing.
+    pub slot: String,
+    /// Where what is going on is told.
+    pub events: tokio::sync::mpsc::UnboundedSender<StreamEvent>,
+}
+
+/// Something worth telling.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamEvent {
+    /// The slot did not exist and was made.
+    SlotCreated {
+        /// Its name.
+        slot: String,
+    },
+    /// Streaming begins.
+    Started {
+        /// The position.
+        from: Lsn,
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// Everything up to here is durable in the vault.
+    Durable {
+        /// The position.
+        to: Lsn,
+        /// The timeline.
+        timeline: TimelineId,
+    },
+    /// The server went on to another timeline.
+    Switched {
+        /// The new timeline.
+        timeline: TimelineId,
+    },
+    /// WAL between what the vault has and what the server still has is lost.
+    Gap {
+        /// First missing position.
+        from: Lsn,
+        /// First position that the server still has.
+        to: Lsn,
+    },
+    /// The connection or the store failed; streaming goes on after a pause.
+    Interrupted {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Streams until `stop` becomes true.
+///
+/// Trouble with the server or the store is reported as an event and tried again for ever.
+///
+/// # Errors
+/// Only what trying again cannot help: a foreign server, another server on the same timeline, a refused login.
+pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>) -> Result<()> {
+    let mut lost_wal = false;
+    loop {
+        // The session itself watches `stop`, so that it can store and confirm what it has received.
+        let outcome = session(cluster, options, stop.clone(), lost_wal).await;
+        match outcome {
+            Ok(()) => return Ok(()),
+            Err(error) if ServerError::of(&error).is_some_and(|e| e.sqlstate == sqlstate::UNDEFINED_FILE) && !lost_wal => {
+                lost_wal = true
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
+                lost_wal = false;
+                tell(options, StreamEvent::Interrupted { reason: error.to_string() });
+                tokio::select! {
+                    () = tokio::time::sleep(RECONNECT) => {}
+                    () = stopped(&mut stop) => return Ok(()),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // A sender that is gone will never ask to stop.
+    if stop.wait_for(|stop| *stop).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+fn tell(options: &StreamOptions, event: StreamEvent) {
+    // Nobody listening is no reason to stop archiving.
+    let _ = options.events.send(event);
+}
+
+/// One connection's life.
+///
+/// `lost_wal` tells that the last one ended because the server has removed WAL that the vault lacks.
+async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>, lost_wal: bool) -> Result<()> {
+    let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
+    let identity = connection.identify_system().await?;
+    if identity.system_id != cluster.name().system_id {
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            "wal.foreign",
+            format!("the server has system identifier {}, not {}", identity.system_id, cluster.name().system_id),
+        )
+        .with_hint("check the connection settings; after initdb or pg_upgrade run `pgvault init` again"));
+    }
+    let size = connection.wal_segment_size().await?;
+    let slot = slot(&mut connection, options).await?;
+    let (mut timeline, mut from) =
+        start_point(cluster, &mut connection, options, size, identity.timeline, slot, identity.flush_lsn, lost_wal).await?;
+    loop {
+        let _ = take::ensure_history(cluster, &mut connection, timeline).await?;
+        let (assembler, start) = Assembler::new(timeline, size, from);
+        tell(options, StreamEvent::Started { from: start, timeline });
+        let stream = connection.start_replication(Some(&options.slot), start, timeline).await?;
+        let mut receiver =
+            Receiver { cluster, options, stream, assembler, queue: VecDeque::new(), received: start, durable: start };
+        match receiver.run(&mut stop).await? {
+            None => return receiver.stream.stop().await,
+            Some((next, next_start)) => {
+                // The end of the old timeline is only stored as a part; the new one's first segment repeats it.
+                receiver.drain().await?;
+                drop(receiver);
+                timeline = next;
+                from = next_start;
+                tell(options, StreamEvent::Switched { timeline });
+            }
+        }
+    }
+}
+
+/// Makes sure that the slot exists; gives the position it keeps.
+async fn slot(connection: &mut Connection, options: &StreamOptions) -> Result<Option<(TimelineId, Lsn)>> {
+    let mut state = connection.read_replication_slot(&options.slot).await?;
+    if state == SlotState::Missing {
+        connection.create_physical_slot(&options.slot, false, true).await?;
+        tell(options, StreamEvent::SlotCreated { slot: options.slot.clone() });
+        state = connection.read_replication_slot(&options.slot).await?;
+    }
+    Ok(match state {
+        SlotState::Reserved { restart_lsn, restart_timeline } => Some((restart_timeline, restart_lsn)),
+        SlotState::Missing | SlotState::Unreserved => None,
+    })
+}
+
+/// Where to go on: exactly where the vault ends, else where the slot begins.
+async fn start_point(
+    cluster: &Cluster,
+    connection: &mut Connection,
+    options: &StreamOptions,
+    size: SegmentSize,
+    server_timeline: TimelineId,
+    slot: Option<(TimelineId, Lsn)>,
+    flush: Lsn,
+    lost_wal: bool,
+) -> Result<(TimelineId, Lsn)> {
+    let history = take::ensure_history(cluster, connection, server_timeline).await?;
+    let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
+    let vault = vault_end(&catalog, &history);
+    let begin = slot.map_or(flush, |(_, lsn)| lsn);
+    let segment_start = |lsn: Lsn| WalSegNo::containing(lsn, size).start(size);
+    let from = match vault {
+        None => segment_start(begin),
+        // The slot was lost, dropped or moved, and the server was asked for what is missing and does not have it any more.
+        Some(end) if lost_wal && segment_start(begin) > end => {
+            tell(options, StreamEvent::Gap { from: end, to: segment_start(begin) });
+            segment_start(begin)
+        }
+        Some(end) => segment_start(end),
+    };
+    Ok((history.timeline_at(from), from))
+}
+
+/// The end of the vault's WAL on a history: of the last stretch there is, whatever holes lie before it.
+fn vault_end(catalog: &Catalog, history: &TimelineHistory) -> Option<Lsn> {
+    let size = catalog.segment_size;
+    let timelines = history.ancestors().iter().map(|a| a.timeline).chain([history.timeline()]);
+    timelines
+        .filter_map(|timeline| {
+            let objects = catalog.timelines.get(&timeline)?;
+            let last = objects.last()?;
+            let start = last.segment_number(size).ok()?.start(size);
+            let end = start.advance(objects.covered(last, size));
+            Some(history.switch_point_of(timeline).map_or(end, |switch| end.min(switch)))
+        })
+        .max()
+}
+
+/// One timeline's stream.
+struct Receiver<'a> {
+    cluster: &'a Cluster,
+    options: &'a StreamOptions,
+    stream: WalStream<'a>,
+    assembler: Assembler,
+    /// Pieces being stored, in WAL order.
+    queue: VecDeque<(Lsn, JoinHandle<Result<()>>)>,
+    received: Lsn,
+    durable: Lsn,
+}
+
+impl Receiver<'_> {
+    /// Receives until the timeline ends (giving the next) or `stop` is set.
+    async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<(TimelineId, Lsn)>> {
+        let mut status = tokio::time::interval(STATUS_INTERVAL);
+        loop {
+            let busy = self.queue.len() >= IN_FLIGHT;
+            tokio::select! {
+                biased;
+                () = stopped(stop) => {
+                    self.flush();
+                    self.drain().await?;
+                    return Ok(None);
+                }
+                stored = Self::first_stored(&mut self.queue) => {
+                    self.confirm(stored?).await?;
+                }
+                _ = status.tick() => self.acknowledge(false).await?,
+                message = self.stream.next(), if !busy => match message? {
+                    WalMessage::Data { start, bytes, .. } => {
+                        self.received = start.advance(bytes.len() as u64);
+                        for piece in self.assembler.add(start, &bytes)? {
+                            self.enqueue(piece);
+                        }
+                    }
+                    WalMessage::Keepalive { server_end, reply_requested, .. } => {
+                        if reply_requested {
+                            if self.received >= server_end {
+                                self.flush();
+                                self.drain().await?;
+                            }
+                            self.acknowledge(false).await?;
+                        }
+                    }
+                    WalMessage::EndOfTimeline { next_timeline, next_start } => {
+                        self.flush();
+                        return Ok(Some((next_timeline, next_start)));
+                    }
+                },
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        if let Some(piece) = self.assembler.flush() {
+            self.enqueue(piece);
+        }
+    }
+
+    fn enqueue(&mut self, piece: Piece) {
+        let (end, cluster) = (piece.end, self.cluster.clone());
+        self.queue.push_back((end, tokio::spawn(async move { take::store(&cluster, piece).await })));
+    }
+
+    /// Waits until the oldest piece is stored; for ever when there is none.
+    async fn first_stored(queue: &mut VecDeque<(Lsn, JoinHandle<Result<()>>)>) -> Result<Lsn> {
+        let Some((end, task)) = queue.front_mut() else { return std::future::pending().await };
+        let end = *end;
+        let stored = task.await;
+        let _ = queue.pop_front();
+        stored.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
+        Ok(end)
+    }
+
+    async fn drain(&mut self) -> Result<()> {
+        while !self.queue.is_empty() {
+            let end = Self::first_stored(&mut self.queue).await?;
+            self.confirm(end).await?;
+        }
+        Ok(())
+    }
+
+    async fn confirm(&mut self, end: Lsn) -> Result<()> {
+        self.durable = self.durable.max(end);
+        tell(self.options, StreamEvent::Durable { to: self.durable, timeline: self.stream.timeline() });
+        self.acknowledge(false).await
+    }
+
+    /// Reports the durable end, and nothing more (R2, H18).
+    async fn acknowledge(&mut self, reply: bool) -> Result<()> {
+        let ack = Acknowledgement { write: self.durable, flush: self.durable, apply: self.durable };
+        self.stream.send_status(ack, reply, self.cluster.env().now()).await
+    }
+}
