@@ -1,1 +1,66 @@
-fn main() {}
+//! The `pgvault` command: reads arguments and configuration, calls the engine, prints, and decides the exit code.
+//!
+//! One file per command under `commands`; everything that reaches a terminal goes through [`output::Printer`].
+
+mod args;
+mod commands;
+mod context;
+mod exit;
+mod output;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use args::{Cli, Command, WalCommand};
+use output::Printer;
+
+fn main() -> ExitCode {
+    // PostgreSQL takes exit codes 1 to 125 of its restore_command for "no such file" and promotes. Whatever goes wrong in
+    // `wal fetch`, a misspelt argument and a panic included, must end above that.
+    let is_fetch = std::env::args().skip(1).collect::<Vec<_>>().windows(2).any(|pair| pair == ["wal", "fetch"]);
+    let guarded = |code: u8| ExitCode::from(if is_fetch && code != 0 { exit::FETCH_FAILED } else { code });
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print();
+            return guarded(if error.use_stderr() { exit::USAGE } else { 0 });
+        }
+    };
+    output::start_logging(cli.log_format);
+    let printer = Printer::new(cli.output);
+    let ran = std::panic::catch_unwind(|| run(&cli, &printer));
+    match ran {
+        Ok(Ok(code)) => code.into(),
+        Ok(Err(error)) => {
+            printer.error(&error);
+            guarded(exit::of(&error))
+        }
+        Err(_) => guarded(exit::FAILED),
+    }
+}
+
+fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| {
+        pgvault_core::Error::new(pgvault_core::ErrorKind::Failed, "runtime", format!("start the async runtime: {e}"))
+    })?;
+    let result = runtime.block_on(async {
+        match &cli.command {
+            Command::Init(args) => commands::init::run(cli, printer, args).await,
+            Command::Backup(args) => commands::backup::run(cli, printer, args).await,
+            Command::Wal(WalCommand::Push(args)) => commands::wal::push(cli, printer, args).await,
+            Command::Wal(WalCommand::Fetch(args)) => commands::wal::fetch(cli, printer, args).await,
+            Command::Wal(WalCommand::Stream(args)) => commands::wal::stream(cli, printer, args).await,
+            Command::Restore(args) => commands::restore::run(cli, printer, args).await,
+            Command::List(args) => commands::list::run(cli, printer, args).await,
+            Command::Status(args) => commands::status::run(cli, printer, args).await,
+            Command::Check(args) => commands::inspect::check(cli, printer, args).await,
+            Command::Scrub(args) => commands::inspect::scrub(cli, printer, args).await,
+            Command::Key(command) => commands::key::run(cli, printer, command).await,
+            Command::Completions(args) => Ok(commands::completions::run(args)),
+        }
+    });
+    // A blocked read of standard input or a stuck file system must not keep the process alive.
+    runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    result
+}

@@ -220,6 +220,23 @@ impl SlotDocument {
     }
 }
 
+/// The recipients of the identities in an age identity file.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] when a line is not an age X25519 identity, or there is none.
+pub fn recipients_of(identities: &SecretString) -> Result<Vec<String>> {
+    let usage = |why: String| Error::new(ErrorKind::Usage, "key.bad_identity", why);
+    let lines = identities.expose_secret().lines().map(str::trim).filter(|line| line.starts_with("AGE-SECRET-KEY-"));
+    let recipients = lines
+        .map(|line| {
+            let identity: age::x25519::Identity =
+                line.parse().map_err(|e| usage(format!("a line of the identity file is not an age identity: {e}")))?;
+            Ok(identity.to_public().to_string())
+        })
+        .collect::<Result<Vec<_>>>()?;
+    if recipients.is_empty() { Err(usage("the identity file holds no age X25519 identity".into())) } else { Ok(recipients) }
+}
+
 fn slot_aad(identity: &Identity, key_id: Ulid) -> Vec<u8> {
     [b"pgvault/v1/slot".as_slice(), &identity.vault_id, &identity.cluster_id, &key_id.to_bytes()].concat()
 }

@@ -1,0 +1,304 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use pgvault_core::postgres::SystemId;
+
+use crate::exit;
+
+/// PostgreSQL backup and point-in-time recovery into immutable, encrypted object storage.
+#[derive(Debug, Parser)]
+#[command(name = "pgvault", version, after_help = exit::HELP, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Configuration file [default: ./pgvault.toml, then /etc/pgvault/pgvault.toml]
+    #[arg(long, global = true, value_name = "FILE", env = "PGVAULT_CONFIG")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// What standard output is for
+    #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Human)]
+    pub(crate) output: OutputFormat,
+
+    /// Format of the log on standard error; PGVAULT_LOG sets the level (warn, info, debug)
+    #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
+    pub(crate) log_format: LogFormat,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OutputFormat {
+    /// For people
+    Human,
+    /// One JSON object on the last line
+    Json,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// For people
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Create the vault and the cluster's keys in it
+    Init(InitArgs),
+    /// Take a base backup
+    Backup(BackupArgs),
+    /// Archive and fetch write-ahead log
+    #[command(subcommand)]
+    Wal(WalCommand),
+    /// Restore a cluster to a point in time
+    Restore(RestoreArgs),
+    /// Show backups, the recoverable window and gaps
+    List(ClusterArgs),
+    /// Show at a glance whether the cluster could be restored now
+    Status(ClusterArgs),
+    /// Verify everything that is stored, with the key
+    Check(CheckArgs),
+    /// Verify every object's hash, without a key
+    Scrub(ScrubArgs),
+    /// Manage the keys that open the vault
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Print a completion script
+    Completions(CompletionArgs),
+}
+
+/// Which cluster.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ClusterArgs {
+    /// Cluster, as named in the configuration; may be left out when there is only one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cluster: Option<String>,
+
+    /// System identifier, when the vault holds several clusters of that name
+    #[arg(long, value_name = "N")]
+    pub(crate) system_id: Option<SystemId>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Source {
+    /// Read the data directory
+    Local,
+    /// Ask the server for it (BASE_BACKUP)
+    Remote,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BackupArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Where to read from [default: local when pgdata is configured]
+    #[arg(long, value_enum)]
+    pub(crate) source: Option<Source>,
+
+    /// Read and store everything again (every backup does so in this version)
+    #[arg(long)]
+    pub(crate) full: bool,
+
+    /// Attach a label
+    #[arg(long = "label", value_name = "K=V", value_parser = key_value)]
+    pub(crate) labels: Vec<(String, String)>,
+
+    /// Fail when a damaged page is found, instead of listing it and ending with 3
+    #[arg(long)]
+    pub(crate) strict: bool,
+
+    /// Wait for a spread checkpoint instead of asking for one at once
+    #[arg(long)]
+    pub(crate) spread_checkpoint: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum WalCommand {
+    /// archive_command = 'pgvault --config FILE wal push "%p"'
+    Push(PushArgs),
+    /// restore_command = 'pgvault --config FILE wal fetch "%f" "%p"'
+    Fetch(FetchArgs),
+    /// Stream WAL from a replication slot into the vault until stopped
+    Stream(StreamArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PushArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// The file to archive
+    pub(crate) path: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FetchArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// Name of the file that PostgreSQL wants
+    pub(crate) name: String,
+    /// Where PostgreSQL wants it
+    pub(crate) destination: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StreamArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Action {
+    /// Stay open for reading
+    Pause,
+    /// Become a primary
+    Promote,
+    /// Shut down
+    Shutdown,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RestoreArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// RFC 3339 time with zone, lsn:X/Y, xid:N, name:NAME, latest, immediate or last-verified
+    #[arg(long, value_name = "TARGET")]
+    pub(crate) to: String,
+
+    /// The data directory to write: empty or missing, unless --delta
+    #[arg(long, value_name = "DIR")]
+    pub(crate) pgdata: PathBuf,
+
+    /// Rewrite only what differs in an existing data directory, and delete what does not belong
+    #[arg(long)]
+    pub(crate) delta: bool,
+
+    /// Print what would be done, and why
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Where a tablespace goes; needed for each
+    #[arg(long = "tablespace-mapping", value_name = "OLD=NEW", value_parser = key_value)]
+    pub(crate) tablespace_mapping: Vec<(String, String)>,
+
+    /// Start from this backup instead of the newest that fits
+    #[arg(long, value_name = "ID")]
+    pub(crate) backup: Option<String>,
+
+    /// Follow this timeline instead of the newest
+    #[arg(long, value_name = "N")]
+    pub(crate) timeline: Option<u32>,
+
+    /// What the server does when it reaches the target
+    #[arg(long, value_enum, default_value_t = Action::Pause)]
+    pub(crate) target_action: Action,
+
+    /// Set archive_mode = off in the restored cluster, so that a copy does not archive beside the original
+    #[arg(long)]
+    pub(crate) archive_off: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Compare names, sizes and manifests only; do not read data and WAL
+    #[arg(long)]
+    pub(crate) sizes_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ScrubArgs {
+    /// Only this cluster, as the vault names it (NAME-SYSTEMID)
+    #[arg(long, value_name = "NAME-SYSTEMID")]
+    pub(crate) prefix: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyCommand {
+    /// Show the keys that open a cluster; needs none
+    List(ClusterArgs),
+    /// Add a passphrase or an age recipient
+    Add(KeyAddArgs),
+    /// Remove a key
+    Revoke(KeyRevokeArgs),
+    /// Replace a key by another; no data is touched
+    Rotate(KeyRotateArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub(crate) struct NewKey {
+    /// File with the new passphrase
+    #[arg(long, value_name = "FILE", conflicts_with = "recipient", required_unless_present = "recipient")]
+    pub(crate) new_passphrase_file: Option<PathBuf>,
+
+    /// age recipient (age1...)
+    #[arg(long, value_name = "RECIPIENT")]
+    pub(crate) recipient: Option<String>,
+
+    /// What to call the key
+    #[arg(long, default_value = "")]
+    pub(crate) label: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyAddArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    #[command(flatten)]
+    pub(crate) key: NewKey,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyRevokeArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// The key's id, as `key list` shows it
+    pub(crate) key_id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct KeyRotateArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// The key to replace
+    pub(crate) key_id: String,
+    #[command(flatten)]
+    pub(crate) key: NewKey,
+    /// Also start a new data key for what is written from now on
+    #[arg(long)]
+    pub(crate) new_data_key: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CompletionArgs {
+    /// The shell
+    pub(crate) shell: clap_complete::Shell,
+}
+
+fn key_value(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.into(), value.into())),
+        _ => Err("expected KEY=VALUE".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,11 @@
+//! One file per command.
+
+pub(crate) mod backup;
+pub(crate) mod completions;
+pub(crate) mod init;
+pub(crate) mod inspect;
+pub(crate) mod key;
+pub(crate) mod list;
+pub(crate) mod restore;
+pub(crate) mod status;
+pub(crate) mod wal;

@@ -1,0 +1,78 @@
+//! `pgvault init`: the vault, and the cluster's keys in it. Safe to run again.
+
+use pgvault_core::crypto::slot::Wrap;
+use pgvault_core::env::Env;
+use pgvault_core::postgres::{Connection, Mode, SystemId};
+use pgvault_core::vault::Vault;
+use pgvault_core::vault::layout::ClusterName;
+use pgvault_core::{Error, ErrorKind, Result};
+use serde_json::json;
+
+use crate::args::{Cli, InitArgs};
+use crate::context::{Context, system_id_of};
+use crate::exit::Status;
+use crate::output::Printer;
+
+pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result<Status> {
+    let context = Context::load(cli)?;
+    let (name, config) = context.cluster(&args.cluster)?;
+    let system_id = match args.cluster.system_id {
+        Some(id) => id,
+        None => find_system_id(config).await?,
+    };
+    let cluster = ClusterName::new(name, system_id)?;
+    // Keys are read before anything is created.
+    let wraps = wraps(&context)?;
+    let unlock = context.config.vault.unlock()?;
+    let (vault, vault_created) = Vault::create(context.store()?, Env::default()).await?;
+    let cluster_created = vault.create_cluster(&cluster, &wraps).await?;
+    let opened = vault.unlock(&cluster, &unlock).await?;
+    let slots = vault.slots(opened.name()).await?;
+    printer.line(format_args!("{} the vault at {}", if vault_created { "created" } else { "using" }, vault.store().location()));
+    printer.line(format_args!("{} the cluster {cluster} in it", if cluster_created { "created" } else { "using" }));
+    for slot in &slots {
+        printer.line(format_args!("key {} ({})", slot.key_id, slot.describe()));
+    }
+    if cluster_created {
+        printer.line("keep the key safe and in another place than the vault: without it nothing can be restored");
+    }
+    printer.summary(&json!({
+        "vault_id": vault.document().vault_id,
+        "vault_created": vault_created,
+        "cluster": cluster.name,
+        "system_id": cluster.system_id,
+        "cluster_created": cluster_created,
+        "key_ids": slots.iter().map(|s| s.key_id).collect::<Vec<_>>(),
+    }));
+    Ok(Status::Done)
+}
+
+/// Asks the server; when it cannot be reached, the data directory knows as well.
+async fn find_system_id(config: &pgvault_core::config::ClusterConfig) -> Result<SystemId> {
+    let asked = async {
+        let mut connection = Connection::connect(&Context::connection(config)?, Mode::Replication).await?;
+        Ok::<_, Error>(connection.identify_system().await?.system_id)
+    };
+    match asked.await {
+        Ok(id) => Ok(id),
+        Err(error) => config.pgdata.as_deref().and_then(system_id_of).ok_or(error),
+    }
+}
+
+fn wraps(context: &Context) -> Result<Vec<Wrap>> {
+    let vault = &context.config.vault;
+    let mut wraps: Vec<Wrap> = vault.recipients.iter().cloned().map(Wrap::Recipient).collect();
+    if let Some(source) = vault.passphrase_source() {
+        wraps.push(Wrap::Passphrase(source.read()?));
+    }
+    if let Some(source) = vault.identity_source() {
+        let own = pgvault_core::crypto::slot::recipients_of(&source.read()?)?;
+        let own = own.into_iter().filter(|recipient| !vault.recipients.contains(recipient));
+        wraps.extend(own.map(Wrap::Recipient).collect::<Vec<_>>());
+    }
+    if wraps.is_empty() {
+        return Err(Error::new(ErrorKind::Usage, "config.no_key", "no key is configured")
+            .with_hint("set vault.passphrase_file, vault.identity_file or vault.recipients"));
+    }
+    Ok(wraps)
+}

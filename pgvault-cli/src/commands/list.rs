@@ -1,0 +1,94 @@
+//! `pgvault list`: backups, the recoverable window, gaps.
+
+use pgvault_core::Result;
+use pgvault_core::postgres::Lsn;
+use pgvault_core::restore::window::{Window, windows};
+use pgvault_core::vault::Cluster;
+use pgvault_core::vault::snapshot::{self, Manifest};
+use pgvault_core::wal::catalog::{Catalog, Gap};
+use pgvault_core::wal::fetch;
+use serde_json::{Value, json};
+
+use crate::args::{Cli, ClusterArgs};
+use crate::context::Context;
+use crate::exit::Status;
+use crate::output::{self, Printer};
+
+/// What the vault holds of a cluster.
+pub(crate) struct Contents {
+    pub(crate) backups: Vec<Manifest>,
+    pub(crate) windows: Vec<Window>,
+    pub(crate) gaps: Vec<Gap>,
+}
+
+impl Contents {
+    pub(crate) async fn read(cluster: &Cluster) -> Result<Self> {
+        let backups: Vec<Manifest> = snapshot::list(cluster).await?.into_iter().map(|s| s.manifest).collect();
+        let size = match backups.first() {
+            Some(backup) => Some(backup.wal_segment_size),
+            None => fetch::segment_size(cluster).await?,
+        };
+        let Some(size) = size else { return Ok(Self { backups, windows: Vec::new(), gaps: Vec::new() }) };
+        let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
+        let windows = windows(cluster, &catalog, &backups).await?;
+        Ok(Self { backups, windows, gaps: catalog.gaps() })
+    }
+}
+
+pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Result<Status> {
+    let context = Context::load(cli)?;
+    let cluster = context.open(args, None).await?;
+    let contents = Contents::read(&cluster).await?;
+    if contents.backups.is_empty() {
+        printer.line("no backups");
+    }
+    for backup in &contents.backups {
+        let verified = "not verified";
+        printer.line(format_args!(
+            "{}  {:.0}  {}  {} -> {} stored  timeline {}  {verified}{}",
+            backup.id,
+            backup.finished_at,
+            kind(backup),
+            output::bytes(backup.source_bytes),
+            output::bytes(backup.stored_bytes),
+            backup.timeline,
+            if backup.bad_pages.is_empty() { String::new() } else { format!("  {} damaged pages", backup.bad_pages.len()) }
+        ));
+    }
+    for window in &contents.windows {
+        printer.line(format_args!(
+            "timeline {}: any moment from {} to {} ({} to {})",
+            window.timeline, window.first, window.last, window.first_lsn, window.last_lsn
+        ));
+    }
+    for gap in &contents.gaps {
+        printer.line(format_args!("timeline {}: WAL from {} to {} is missing", gap.timeline, gap.from, gap.to));
+    }
+    printer.summary(&json!({
+        "cluster": cluster.name().name,
+        "system_id": cluster.name().system_id,
+        "backups": contents.backups.iter().map(describe).collect::<Vec<_>>(),
+        "window": contents.windows,
+        "gaps": contents.gaps,
+    }));
+    Ok(Status::Done)
+}
+
+fn kind(backup: &Manifest) -> &'static str {
+    match backup.kind {
+        snapshot::BackupKind::Full => "full",
+        snapshot::BackupKind::Incremental => "incremental",
+    }
+}
+
+/// A backup as JSON, without the long texts that only a restore needs.
+fn describe(backup: &Manifest) -> Value {
+    let mut value = serde_json::to_value(backup).unwrap_or_default();
+    if let Value::Object(fields) = &mut value {
+        let id = fields.remove("id").unwrap_or_default();
+        let _ = fields.insert("backup_id".into(), id);
+        let _ = fields.remove("backup_label");
+        let _ = fields.insert("verified".into(), Value::Bool(false));
+    }
+    value
+}

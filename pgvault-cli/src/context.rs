@@ -1,0 +1,74 @@
+//! From arguments and configuration to an opened cluster.
+
+use std::path::{Path, PathBuf};
+
+use pgvault_core::config::{self, ClusterConfig, Config};
+use pgvault_core::env::Env;
+use pgvault_core::postgres::{ConnInfo, SystemId};
+use pgvault_core::vault::store::{Store, StoreOptions};
+use pgvault_core::vault::{Cluster, Vault};
+use pgvault_core::{Error, ErrorKind, Result};
+
+use crate::args::{Cli, ClusterArgs};
+
+/// Places that are looked at when no file is named.
+const DEFAULT_FILES: [&str; 2] = ["pgvault.toml", "/etc/pgvault/pgvault.toml"];
+
+/// The configuration and where it came from.
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) config: Config,
+    pub(crate) file: Option<PathBuf>,
+}
+
+impl Context {
+    /// Reads the configuration.
+    pub(crate) fn load(cli: &Cli) -> Result<Self> {
+        let file = match &cli.config {
+            Some(file) => Some(file.clone()),
+            None => DEFAULT_FILES.iter().map(PathBuf::from).find(|file| file.is_file()),
+        };
+        let config = config::load(file.as_deref(), std::env::vars())?;
+        let file = file.map(|file| std::path::absolute(&file).map_err(|e| Error::io("resolve", &file, e))).transpose()?;
+        Ok(Self { config, file })
+    }
+
+    /// The configured cluster.
+    pub(crate) fn cluster<'a>(&'a self, args: &'a ClusterArgs) -> Result<(&'a str, &'a ClusterConfig)> {
+        self.config.cluster(args.cluster.as_deref())
+    }
+
+    /// The store of the vault.
+    pub(crate) fn store(&self) -> Result<Store> {
+        Store::open(&self.config.vault.url, StoreOptions::default())
+    }
+
+    /// The vault, without keys.
+    pub(crate) async fn vault(&self) -> Result<Vault> {
+        Vault::open(self.store()?, Env::default()).await
+    }
+
+    /// The cluster with its keys. `system_id` is what the caller knows of it, besides the arguments.
+    pub(crate) async fn open(&self, args: &ClusterArgs, system_id: Option<SystemId>) -> Result<Cluster> {
+        let (name, _) = self.cluster(args)?;
+        let vault = self.vault().await?;
+        let cluster = vault.find_cluster(name, args.system_id.or(system_id)).await?;
+        vault.unlock(&cluster, &self.config.vault.unlock()?).await
+    }
+
+    /// The server that a cluster's configuration leads to.
+    pub(crate) fn connection(config: &ClusterConfig) -> Result<ConnInfo> {
+        ConnInfo::parse(&config.connection, &|name| std::env::var(name).ok())
+    }
+}
+
+/// The system identifier in a data directory's `pg_control`, when it can be read.
+pub(crate) fn system_id_of(pgdata: &Path) -> Option<SystemId> {
+    let bytes = std::fs::read(pgdata.join("global/pg_control")).ok()?;
+    Some(pgvault_core::postgres::ControlFile::parse(&bytes).ok()?.system_identifier)
+}
+
+/// A ULID given on the command line.
+pub(crate) fn parse_id(text: &str) -> Result<ulid::Ulid> {
+    ulid::Ulid::from_string(text).map_err(|_| Error::new(ErrorKind::Usage, "usage.id", format!("`{text}` is not an id")))
+}
