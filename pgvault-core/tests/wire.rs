@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
 use pgvault_core::postgres::{
-    Acknowledgement, BackupEvent, BaseBackupOptions, ConnInfo, Connection, EntryKind, Lsn, Mode, SegmentName, ServerError, SlotState,
-    WalMessage, WalSegNo, quote_literal, sqlstate,
+    Acknowledgement, BackupEvent, BaseBackupOptions, ConnInfo, Connection, EntryKind, Lsn, Mode, SegmentName, ServerError,
+    SlotState, WalMessage, WalSegNo, quote_literal, sqlstate,
 };
 use pgvault_core::{Error, ErrorKind};
 
@@ -206,7 +206,8 @@ fn make_certificates(dir: &Path) {
     let issue = |name: &str, subject: &str, more: &[&str]| {
         let (key, csr, crt) = (format!("{name}.key"), format!("{name}.csr"), format!("{name}.crt"));
         openssl(&["req", "-new", "-nodes", "-subj", subject, "-keyout", &key, "-out", &csr]);
-        let sign = ["x509", "-req", "-in", &csr, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-out", &crt];
+        let sign =
+            ["x509", "-req", "-in", &csr, "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-out", &crt];
         openssl(&[&sign[..], more].concat());
     };
     issue("server", "/CN=ignored", &["-sha384", "-extfile", "san"]);
@@ -235,7 +236,9 @@ async fn passwords_and_tls() {
     let dir = tempfile::tempdir().unwrap();
     make_certificates(dir.path());
     let install = |name: &str| {
-        for (from, to) in [(format!("{name}.crt"), "server.crt"), (format!("{name}.key"), "server.key"), ("ca.crt".into(), "ca.crt")] {
+        for (from, to) in
+            [(format!("{name}.crt"), "server.crt"), (format!("{name}.key"), "server.key"), ("ca.crt".into(), "ca.crt")]
+        {
             let to = cluster.data().join(to);
             std::fs::copy(dir.path().join(from), &to).unwrap();
             set_mode(&to, 0o600);
@@ -322,7 +325,8 @@ async fn passwords_and_tls() {
     reload("v1").await;
     let bound = "sslmode=require channel_binding=require";
     connect(&named("db.test", "scramuser", bound), Mode::Sql).await.unwrap();
-    let error = connect(&named("db.test", "scramuser", "sslmode=verify-full sslrootcert=ROOT/ca.crt"), Mode::Sql).await.unwrap_err();
+    let error =
+        connect(&named("db.test", "scramuser", "sslmode=verify-full sslrootcert=ROOT/ca.crt"), Mode::Sql).await.unwrap_err();
     assert!(error.code() == "source.tls" && error.hint().unwrap().contains("version 1"), "{error:?}");
     reload("own").await;
     let own = "sslmode=verify-full sslrootcert=ROOT/own.crt channel_binding=require";
@@ -367,8 +371,11 @@ async fn slots_and_streaming() {
     sql.simple_query("CREATE TABLE t AS SELECT g, repeat('x', 100) AS filler FROM generate_series(1, 30000) g").await.unwrap();
     let end: Lsn = sql.query_one("SELECT pg_current_wal_flush_lsn()").await.unwrap().required(0).unwrap().parse().unwrap();
     let start = WalSegNo::containing(restart_lsn, size).start(size);
-    let error = connection.start_replication(Some("vault"), Lsn(0xF_0000_0000), identity.timeline).await.map(drop).unwrap_err();
+    // The server agrees to stream first and looks at the position afterwards; the connection survives it.
+    let mut stream = connection.start_replication(Some("vault"), Lsn(0xF_0000_0000), identity.timeline).await.unwrap();
+    let error = stream.next().await.unwrap_err();
     assert!(error.to_string().contains("ahead"), "{error}");
+    assert_eq!(stream.next().await.unwrap_err().code(), "source.stream_ended");
     let mut stream = connection.start_replication(Some("vault"), start, identity.timeline).await.unwrap();
     let mut received = Vec::new();
     while stream.received() < end {

@@ -640,7 +640,12 @@ impl Connection {
                 return Err(Error::new(ErrorKind::Source, "source.closed", "the connection failed earlier"));
             }
         }
-        frontend::query(sql, &mut self.output).map_err(unencodable)?;
+        let before = self.output.len();
+        if let Err(error) = frontend::query(sql, &mut self.output) {
+            // The encoder leaves what it had written up to the zero byte.
+            self.output.truncate(before);
+            return Err(unencodable(error));
+        }
         self.state = State::Busy;
         Ok(())
     }
@@ -706,7 +711,11 @@ impl Connection {
 
     /// The next message that is part of an answer: notices, parameters and notifications are put aside. Cancel-safe.
     pub(super) async fn read(&mut self) -> Result<Frame> {
-        self.flush().await?;
+        // A server that goes away often says why first: what it sent is read even if it takes nothing any more.
+        let unsent = match self.flush().await {
+            Err(error) if error.code() != "source.io" => return Err(error),
+            sent => sent,
+        };
         loop {
             while let Some(frame) = take_frame(&mut self.input).map_err(|why| self.broken(why))? {
                 match frame.tag {
@@ -740,11 +749,13 @@ impl Connection {
             match within(self.idle_timeout, "wait for PostgreSQL", self.io.read_buf(&mut self.input)).await {
                 Ok(0) => {
                     self.state = State::Broken;
+                    unsent?;
                     return Err(Error::new(ErrorKind::Source, "source.closed", "PostgreSQL closed the connection"));
                 }
                 Ok(_) => {}
                 Err(error) => {
                     self.state = State::Broken;
+                    unsent?;
                     return Err(error);
                 }
             }

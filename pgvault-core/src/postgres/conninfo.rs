@@ -76,6 +76,7 @@ const KEYWORDS: &[(&str, Option<&str>, Use)] = &[
     ("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Use::Yes),
     ("target_session_attrs", Some("PGTARGETSESSIONATTRS"), Use::Yes),
     ("tcp_user_timeout", None, Use::Yes),
+    ("user", Some("PGUSER"), Use::Yes),
 ];
 
 /// Where Unix sockets are when nothing says so: the choice of Debian and Red Hat packages, then that of the source code.
@@ -553,7 +554,7 @@ fn build(settings: &Settings, home: Option<&Path>, env: &dyn Fn(&str) -> Option<
     if get("load_balance_hosts").is_some_and(|mode| mode != "disable") {
         return Err(invalid("load_balance_hosts: only `disable` is supported; hosts are tried in their order"));
     }
-    let user = match get("user").cloned().or_else(|| env("PGUSER")).or_else(os_user).or_else(|| env("USER")) {
+    let user = match get("user").cloned().or_else(os_user).or_else(|| env("USER")) {
         Some(user) => user,
         None => return Err(invalid("no user name: neither `user` nor PGUSER is set and the system user has no name")),
     };
