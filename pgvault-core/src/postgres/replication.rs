@@ -398,9 +398,8 @@ impl WalStream<'_> {
         loop {
             let frame = self.connection.read().await?;
             match frame.tag {
-                b'T' | b'C' | b'c' => {}
-                // What was under way when our CopyDone was sent.
-                b'd' => {}
+                // Data may still have been under way when our CopyDone was sent.
+                b'T' | b'C' | b'c' | b'd' => {}
                 b'D' => {
                     let row = data_row(frame.body).map_err(|why| self.connection.broken(why))?;
                     self.next = Some(next_timeline(&row).map_err(|why| self.connection.broken(why))?);
