@@ -60,7 +60,10 @@ enum State {
 trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Io for T {}
 
-/// A logged-in connection; see the [module documentation](self).
+/// A logged-in connection, for SQL or for physical replication.
+///
+/// Every wait is bounded ([`Connection::set_idle_timeout`]), every future cancel-safe; a command whose future was dropped
+/// half-way leaves the connection busy for good. Dropping it closes the socket.
 pub struct Connection {
     io: Box<dyn Io>,
     input: BytesMut,
