@@ -207,7 +207,7 @@ impl BaseBackup<'_> {
     /// Takes one message into account.
     fn step(&mut self, frame: Frame) -> Result<Option<BackupEvent>, ParseError> {
         match (self.phase, frame.tag) {
-            (Phase::Start | Phase::Tablespaces | Phase::End, b'T') => {}
+            (Phase::Start | Phase::Tablespaces | Phase::End, b'T') | (Phase::Complete, b'C') => {}
             (Phase::Start | Phase::End, b'D') => self.position = Some(position(&data_row(frame.body)?)?),
             (Phase::Start, b'C') => {
                 let (lsn, timeline) = self.position.take().ok_or_else(|| bad("the start position is missing"))?;
@@ -228,7 +228,6 @@ impl BaseBackup<'_> {
                 return self.finish_archive();
             }
             (Phase::End, b'C') => self.phase = Phase::Complete,
-            (Phase::Complete, b'C') => {}
             (Phase::Complete, b'Z') => {
                 let (lsn, timeline) = self.position.take().ok_or_else(|| bad("the end position is missing"))?;
                 self.phase = Phase::Over;
@@ -282,8 +281,8 @@ fn text(value: &Bytes) -> Result<&str, ParseError> {
     std::str::from_utf8(value).map_err(|_| bad(format!("`{}` is not UTF-8", value.escape_ascii())))
 }
 
-fn optional(value: &Option<Bytes>) -> Result<Option<&str>, ParseError> {
-    value.as_ref().map(text).transpose()
+fn optional(value: Option<&Bytes>) -> Result<Option<&str>, ParseError> {
+    value.map(text).transpose()
 }
 
 fn position(row: &[Option<Bytes>]) -> Result<(Lsn, TimelineId), ParseError> {
@@ -297,9 +296,9 @@ fn tablespace(row: &[Option<Bytes>]) -> Result<ServerTablespace, ParseError> {
     let [oid, location, size] = row else { return Err(bad("a tablespace does not have three values")) };
     let number = |value: &str| bad(format!("`{value}` is not a number"));
     Ok(ServerTablespace {
-        oid: optional(oid)?.map(|oid| oid.parse().map_err(|_| number(oid))).transpose()?,
-        location: optional(location)?.unwrap_or_default().to_owned(),
-        size_kb: optional(size)?.map(|size| size.parse().map_err(|_| number(size))).transpose()?,
+        oid: optional(oid.as_ref())?.map(|oid| oid.parse().map_err(|_| number(oid))).transpose()?,
+        location: optional(location.as_ref())?.unwrap_or_default().to_owned(),
+        size_kb: optional(size.as_ref())?.map(|size| size.parse().map_err(|_| number(size))).transpose()?,
     })
 }
 

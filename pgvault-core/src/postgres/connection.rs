@@ -1,7 +1,7 @@
 //! One connection to a PostgreSQL server, for SQL or for physical replication.
 //!
 //! Written on the wire protocol itself, because a replication connection answers with messages that SQL drivers do not
-//! know (CopyBothResponse, two CommandCompletes after a stream), and because a backup engine must own every wait:
+//! know (`CopyBothResponse`, two `CommandComplete` after a stream), and because a backup engine must own every wait:
 //!
 //! - Nothing waits for ever (H19: a connection that went dead after it was opened hung until somebody noticed). Connecting
 //!   is bounded by `connect_timeout`, every later read and write by [`Connection::set_idle_timeout`], and TCP keepalive is
@@ -60,7 +60,10 @@ enum State {
 trait Io: AsyncRead + AsyncWrite + Unpin + Send + Sync {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send + Sync> Io for T {}
 
-/// A logged-in connection; see the [module documentation](self).
+/// A logged-in connection, for SQL or for physical replication.
+///
+/// Every wait is bounded ([`Connection::set_idle_timeout`]), every future cancel-safe; a command whose future was dropped
+/// half-way leaves the connection busy for good. Dropping it closes the socket.
 pub struct Connection {
     io: Box<dyn Io>,
     input: BytesMut,
@@ -153,6 +156,14 @@ struct Attempt {
     try_next_host: bool,
 }
 
+/// What SCRAM can be bound to.
+enum Binding {
+    /// The connection is not encrypted.
+    Plain,
+    /// It is; the data is missing when the server's certificate has no defined channel binding.
+    Tls(Option<Vec<u8>>),
+}
+
 impl From<Error> for Attempt {
     fn from(error: Error) -> Self {
         Self { error, try_other_tls: false, try_next_host: true }
@@ -192,9 +203,8 @@ impl Connection {
         match failures.pop() {
             Some((host, error)) if failures.is_empty() => Err(error.context(format_args!("connect to PostgreSQL at {host}"))),
             Some((host, error)) => {
-                let mut all: String = failures.iter().fold(String::new(), |all, (host, error)| format!("{all}{host}: {error}; "));
-                all.push_str(&format!("{host}: {error}"));
-                let summary = format!("no PostgreSQL server could be used: {all}");
+                let all: String = failures.iter().fold(String::new(), |all, (host, error)| format!("{all}{host}: {error}; "));
+                let summary = format!("no PostgreSQL server could be used: {all}{host}: {error}");
                 Err(Error::new(ErrorKind::Source, error.code(), summary).with_source(error))
             }
             None => Err(Error::new(ErrorKind::Usage, "source.conninfo", "the connection string names no host")),
@@ -261,12 +271,12 @@ impl Connection {
         let peer = endpoint.to_string();
         let Some(address) = address else {
             let socket = UnixStream::connect(endpoint.socket_path()).await.map_err(unreachable)?;
-            return Self::start(Box::new(socket), info, endpoint, mode, peer, None).await;
+            return Self::start(Box::new(socket), info, endpoint, mode, peer, Binding::Plain).await;
         };
         let mut socket = TcpStream::connect(address).await.map_err(unreachable)?;
         info.keepalive.apply(&socket).map_err(unreachable)?;
         if !with_tls {
-            return Self::start(Box::new(socket), info, endpoint, mode, peer, None).await.map_err(|mut attempt| {
+            return Self::start(Box::new(socket), info, endpoint, mode, peer, Binding::Plain).await.map_err(|mut attempt| {
                 attempt.try_other_tls &= info.ssl.mode == SslMode::Allow;
                 attempt
             });
@@ -281,7 +291,7 @@ impl Connection {
             match socket.read_u8().await.map_err(unreachable)? {
                 b'S' => {}
                 b'N' if info.ssl.mode == SslMode::Prefer => {
-                    return Self::start(Box::new(socket), info, endpoint, mode, peer, None).await;
+                    return Self::start(Box::new(socket), info, endpoint, mode, peer, Binding::Plain).await;
                 }
                 b'N' => {
                     let message = format!("the server does not offer TLS, and sslmode={} demands it", info.ssl.mode);
@@ -306,7 +316,7 @@ impl Connection {
         };
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let binding = certificate.and_then(|certificate| tls::tls_server_end_point(certificate));
-        Self::start(Box::new(stream), info, endpoint, mode, peer, Some(binding)).await.map_err(|mut attempt| {
+        Self::start(Box::new(stream), info, endpoint, mode, peer, Binding::Tls(binding)).await.map_err(|mut attempt| {
             attempt.try_other_tls &= info.ssl.mode == SslMode::Prefer;
             attempt
         })
@@ -329,17 +339,16 @@ impl Connection {
         }
     }
 
-    /// Startup and authentication. `binding` is `None` without TLS, and `Some(None)` when the server's certificate has no
-    /// defined channel binding.
+    /// Startup and authentication.
     async fn start(
         io: Box<dyn Io>,
         info: &ConnInfo,
         endpoint: &Endpoint,
         mode: Mode,
         peer: String,
-        binding: Option<Option<Vec<u8>>>,
+        binding: Binding,
     ) -> Result<Self, Attempt> {
-        let mut this = Self::over(io, mode, peer, binding.is_some());
+        let mut this = Self::over(io, mode, peer, matches!(binding, Binding::Tls(_)));
         let mut parameters = vec![("user", info.user.as_str()), ("client_encoding", "UTF8")];
         match mode {
             Mode::Sql => parameters.push(("database", info.dbname.as_deref().unwrap_or(&info.user))),
@@ -365,12 +374,7 @@ impl Connection {
         Ok(this)
     }
 
-    async fn authenticate(
-        &mut self,
-        info: &ConnInfo,
-        endpoint: &Endpoint,
-        binding: Option<Option<Vec<u8>>>,
-    ) -> Result<(), Attempt> {
+    async fn authenticate(&mut self, info: &ConnInfo, endpoint: &Endpoint, binding: Binding) -> Result<(), Attempt> {
         let refuse = |why: &str| Error::new(ErrorKind::Source, "source.auth", why.to_owned());
         let replication = self.mode == Mode::Replication;
         let password = || -> Result<_> {
@@ -425,13 +429,13 @@ impl Connection {
                     let offered = |wanted: &str| mechanisms.iter().any(|name| name == wanted);
                     let wanted = info.channel_binding != ChannelBinding::Disable;
                     let (mechanism, header) = match &binding {
-                        Some(Some(data)) if wanted && offered(sasl::SCRAM_SHA_256_PLUS) => {
+                        Binding::Tls(Some(data)) if wanted && offered(sasl::SCRAM_SHA_256_PLUS) => {
                             (sasl::SCRAM_SHA_256_PLUS, ScramBinding::tls_server_end_point(data.clone()))
                         }
                         _ if info.channel_binding == ChannelBinding::Require => return Err(only_bound().into()),
                         // We could, the server says it cannot: sent as such, so that a server which could notices that
                         // somebody in between removed the offer.
-                        Some(Some(_)) if wanted => (sasl::SCRAM_SHA_256, ScramBinding::unrequested()),
+                        Binding::Tls(Some(_)) if wanted => (sasl::SCRAM_SHA_256, ScramBinding::unrequested()),
                         _ => (sasl::SCRAM_SHA_256, ScramBinding::unsupported()),
                     };
                     if !offered(mechanism) {
@@ -640,7 +644,12 @@ impl Connection {
                 return Err(Error::new(ErrorKind::Source, "source.closed", "the connection failed earlier"));
             }
         }
-        frontend::query(sql, &mut self.output).map_err(unencodable)?;
+        let before = self.output.len();
+        if let Err(error) = frontend::query(sql, &mut self.output) {
+            // The encoder leaves what it had written up to the zero byte.
+            self.output.truncate(before);
+            return Err(unencodable(error));
+        }
         self.state = State::Busy;
         Ok(())
     }
@@ -706,7 +715,11 @@ impl Connection {
 
     /// The next message that is part of an answer: notices, parameters and notifications are put aside. Cancel-safe.
     pub(super) async fn read(&mut self) -> Result<Frame> {
-        self.flush().await?;
+        // A server that goes away often says why first: what it sent is read even if it takes nothing any more.
+        let unsent = match self.flush().await {
+            Err(error) if error.code() != "source.io" => return Err(error),
+            sent => sent,
+        };
         loop {
             while let Some(frame) = take_frame(&mut self.input).map_err(|why| self.broken(why))? {
                 match frame.tag {
@@ -740,11 +753,13 @@ impl Connection {
             match within(self.idle_timeout, "wait for PostgreSQL", self.io.read_buf(&mut self.input)).await {
                 Ok(0) => {
                     self.state = State::Broken;
+                    unsent?;
                     return Err(Error::new(ErrorKind::Source, "source.closed", "PostgreSQL closed the connection"));
                 }
                 Ok(_) => {}
                 Err(error) => {
                     self.state = State::Broken;
+                    unsent?;
                     return Err(error);
                 }
             }

@@ -76,6 +76,7 @@ const KEYWORDS: &[(&str, Option<&str>, Use)] = &[
     ("ssl_min_protocol_version", Some("PGSSLMINPROTOCOLVERSION"), Use::Yes),
     ("target_session_attrs", Some("PGTARGETSESSIONATTRS"), Use::Yes),
     ("tcp_user_timeout", None, Use::Yes),
+    ("user", Some("PGUSER"), Use::Yes),
 ];
 
 /// Where Unix sockets are when nothing says so: the choice of Debian and Red Hat packages, then that of the source code.
@@ -239,7 +240,7 @@ keyword_enum! {
 keyword_enum! {
     /// `sslnegotiation`.
     SslNegotiation, "sslnegotiation":
-    /// PostgreSQL's SSLRequest first.
+    /// PostgreSQL's `SSLRequest` first.
     Postgres = "postgres",
     /// TLS from the first byte (servers from PostgreSQL 17 on).
     Direct = "direct",
@@ -553,9 +554,8 @@ fn build(settings: &Settings, home: Option<&Path>, env: &dyn Fn(&str) -> Option<
     if get("load_balance_hosts").is_some_and(|mode| mode != "disable") {
         return Err(invalid("load_balance_hosts: only `disable` is supported; hosts are tried in their order"));
     }
-    let user = match get("user").cloned().or_else(|| env("PGUSER")).or_else(os_user).or_else(|| env("USER")) {
-        Some(user) => user,
-        None => return Err(invalid("no user name: neither `user` nor PGUSER is set and the system user has no name")),
+    let Some(user) = get("user").cloned().or_else(os_user).or_else(|| env("USER")) else {
+        return Err(invalid("no user name: neither `user` nor PGUSER is set and the system user has no name"));
     };
     let default = Keepalive::default();
     let span =
@@ -944,7 +944,7 @@ mod tests {
             let info = parse(&format!("user=u password='{quoted}'")).unwrap();
             let found = info.password.unwrap();
             prop_assert_eq!(found.expose_secret(), password.as_str());
-            let encoded: String = password.bytes().map(|byte| format!("%{byte:02x}")).collect();
+            let encoded = password.bytes().fold(String::new(), |all, byte| format!("{all}%{byte:02x}"));
             let info = parse(&format!("postgres://u:{encoded}@h/")).unwrap();
             let found = info.password.unwrap();
             prop_assert_eq!(found.expose_secret(), password.as_str());

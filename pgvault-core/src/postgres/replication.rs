@@ -157,8 +157,9 @@ impl Connection {
     /// "where the server is" makes an invisible gap. Start where the archive ends.
     ///
     /// # Errors
-    /// [`sqlstate::UNDEFINED_FILE`] when the WAL was removed already; a position ahead of the server or off the timeline is
-    /// refused by the server too.
+    /// A position that is not on the timeline is refused here. A position ahead of the server, and WAL that was removed
+    /// already ([`sqlstate::UNDEFINED_FILE`]), are refused by the first [`WalStream::next`]: the server looks only after it
+    /// has agreed to stream.
     pub async fn start_replication(&mut self, slot: Option<&str>, lsn: Lsn, timeline: TimelineId) -> Result<WalStream<'_>> {
         let slot = slot.map(|name| format!("SLOT {} ", quote_identifier(name))).unwrap_or_default();
         self.begin(&format!("START_REPLICATION {slot}PHYSICAL {lsn} TIMELINE {timeline}"))?;
@@ -376,7 +377,10 @@ impl WalStream<'_> {
                 drop(self.connection.broken(ParseError::new("WAL stream", why)));
                 Err(Error::new(ErrorKind::Source, "source.shutdown", why))
             }
-            b'E' => Err(self.connection.failed(frame).await),
+            b'E' => {
+                self.phase = Phase::Ended;
+                Err(self.connection.failed(frame).await)
+            }
             _ => Err(self.connection.broken(ParseError::new("WAL stream", unexpected(&frame, "copy").to_string()))),
         }
     }
@@ -394,14 +398,16 @@ impl WalStream<'_> {
         loop {
             let frame = self.connection.read().await?;
             match frame.tag {
-                b'T' | b'C' | b'c' => {}
-                // What was under way when our CopyDone was sent.
-                b'd' => {}
+                // Data may still have been under way when our CopyDone was sent.
+                b'T' | b'C' | b'c' | b'd' => {}
                 b'D' => {
                     let row = data_row(frame.body).map_err(|why| self.connection.broken(why))?;
                     self.next = Some(next_timeline(&row).map_err(|why| self.connection.broken(why))?);
                 }
-                b'E' => return Err(self.connection.failed(frame).await),
+                b'E' => {
+                    self.phase = Phase::Ended;
+                    return Err(self.connection.failed(frame).await);
+                }
                 b'Z' => {
                     self.connection.end();
                     self.phase = Phase::Ended;
@@ -413,6 +419,8 @@ impl WalStream<'_> {
     }
 
     /// Tells the server how far this receiver is. `now` is this side's clock, which the server only displays.
+    ///
+    /// That the connection is broken is reported by [`WalStream::next`], which may still find the server's reason.
     ///
     /// # Errors
     /// `wal.ack_refused`, and nothing is sent, when a position is ahead of what was received, of the position it depends
@@ -432,7 +440,11 @@ impl WalStream<'_> {
             output.put_i64(now.as_microsecond().saturating_sub(EPOCH));
             output.put_u8(u8::from(reply_requested));
         });
-        self.connection.flush().await
+        match self.connection.flush().await {
+            // Nothing that was acknowledged here is lost by the server not hearing it; why it went away, `next` will tell.
+            Err(error) if error.code() == "source.io" => Ok(()),
+            sent => sent,
+        }
     }
 
     /// Ends the stream from this side and leaves the connection ready for commands. WAL that is still under way is

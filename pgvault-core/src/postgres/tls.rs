@@ -361,7 +361,7 @@ impl<'a> Certificate<'a> {
     }
 }
 
-/// A UTCTime or GeneralizedTime in seconds since 1970 (RFC 5280, 4.1.2.5: always with seconds and `Z`).
+/// A `UTCTime` or `GeneralizedTime` in seconds since 1970 (RFC 5280, 4.1.2.5: always with seconds and `Z`).
 fn time(input: &mut &[u8]) -> Option<i64> {
     let (tag, text, _) = element(input)?;
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
