@@ -4,6 +4,8 @@
 //! spelling (keys sorted, two-space indentation, a final newline) and carries the SHA-256 of itself without that field;
 //! anything that is not byte for byte that spelling is refused.
 
+use std::fmt::Write as _;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -22,7 +24,10 @@ fn spell(map: &Map<String, Value>) -> Result<Vec<u8>, FormatError> {
 }
 
 fn hash(map: &Map<String, Value>) -> Result<String, FormatError> {
-    Ok(Sha256::digest(spell(map)?).iter().map(|b| format!("{b:02x}")).collect())
+    Ok(Sha256::digest(spell(map)?).iter().fold(String::with_capacity(64), |mut hex, byte| {
+        let _ = write!(hex, "{byte:02x}");
+        hex
+    }))
 }
 
 /// The one spelling of `value`.

@@ -54,7 +54,9 @@ const OURS: [&str; 12] = [
 pub(super) fn auto_conf(existing: &str, plan: &Plan, command: &RestoreCommand, action: TargetAction, archive_off: bool) -> String {
     let kept = existing.lines().filter(|line| {
         let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
-        !OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours)) && !(archive_off && name.eq_ignore_ascii_case("archive_mode"))
+        let replaced = OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours));
+        let switched_off = archive_off && name.eq_ignore_ascii_case("archive_mode");
+        !replaced && !switched_off
     });
     let mut text: String = kept.flat_map(|line| [line, "\n"]).collect();
     let mut set = |name: &str, value: &str| {
