@@ -16,6 +16,7 @@ pub mod wal;
 
 pub use backup_label::{BackupFrom, BackupLabel};
 pub use control_file::{ControlFile, ControlFileError, DbState, WalLevel, invalidate_checkpoint};
+pub(crate) use lsn::hex8;
 pub use lsn::{Lsn, SystemId, TimelineId};
 pub use page::{PageHeader, PageState};
 pub use relation::{Fork, PG_DEFAULT_TABLESPACE, PG_GLOBAL_TABLESPACE, RelationFile};

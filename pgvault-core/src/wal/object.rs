@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::sealed::{FrameEncoder, SealedObject, SealedWriter};
 use crate::format::MAX_FRAME;
 use crate::format::object::Kind;
-use crate::postgres::{Lsn, SegmentName, SegmentScan, SegmentSize, TimelineId, WalFileName, WalSegNo, scan_segment};
+use crate::postgres::{Lsn, SegmentName, SegmentScan, SegmentSize, TimelineId, WalFileName, WalSegNo, hex8, scan_segment};
 use crate::vault::{Cluster, StoredObject, layout};
 use crate::{Error, ErrorKind, Result};
 
@@ -57,8 +57,7 @@ impl WalName {
         if let Some(part) = file.strip_suffix(".part") {
             let (segment, range) = part.split_once('.')?;
             let (from, to) = range.split_once('-')?;
-            let hex = |s: &str| if s.len() == 8 { u32::from_str_radix(s, 16).ok() } else { None };
-            let (from, to) = (hex(from)?, hex(to)?);
+            let (from, to) = (hex8(from)?, hex8(to)?);
             return (from < to).then_some(Self::Part { segment: segment.parse().ok()?, from, to });
         }
         match file.parse().ok()? {
@@ -331,9 +330,14 @@ mod tests {
         ] {
             assert_eq!(WalName::parse(name).unwrap().object(), name);
         }
-        for name in
-            ["x", "000000010000000000000005", "000000010000000000000005.wal.tmp", "000000010000000000000005.00000A00-00000A00.part"]
-        {
+        for name in [
+            "x",
+            "000000010000000000000005",
+            "000000010000000000000005.wal.tmp",
+            "000000010000000000000005.00000A00-00000A00.part",
+            "000000010000000000000005.+0000000-00000A00.part",
+            "00000001000000000000000a.wal",
+        ] {
             assert_eq!(WalName::parse(name), None, "{name}");
         }
     }
