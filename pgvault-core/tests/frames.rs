@@ -1,6 +1,6 @@
 //! Sealed objects: whatever goes in comes out, and nothing else ever does.
 
-#![expect(unreachable_pub, reason = "the module is shared with other tests")]
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test; its modules are shared")]
 
 #[path = "corpus/fixed.rs"]
 mod fixed;

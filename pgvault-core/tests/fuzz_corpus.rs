@@ -1,6 +1,6 @@
 //! Replays every stored input of the fuzz targets, so that what was once found stays fixed on any toolchain.
 
-#![expect(unreachable_pub, reason = "the modules are shared with the fuzz crate")]
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test; its modules are shared")]
 
 #[path = "corpus/seeds.rs"]
 mod seeds;

@@ -3,7 +3,7 @@
 //! Two things are checked. Today's writer still makes these bytes from the same keys, time and randomness. And a reader written
 //! from `docs/format.md` alone, with nothing of pgvault but its published constants, finds the contents in them.
 
-#![expect(unreachable_pub, reason = "the module is shared with other tests")]
+#![expect(clippy::unwrap_used, unreachable_pub, reason = "a test; its modules are shared")]
 
 #[path = "corpus/fixed.rs"]
 mod fixed;
@@ -161,7 +161,7 @@ fn a_reader_made_from_the_documentation_reads_it() {
     let _ = unchecked.remove("sha256");
     let check = base64(&unchecked.insert("check".into(), "".into()).unwrap());
     let spell = |map: &serde_json::Map<String, serde_json::Value>| serde_json::to_string_pretty(map).unwrap() + "\n";
-    let hash: String = Sha256::digest(spell(&unchecked)).iter().map(|b| format!("{b:02x}")).collect();
+    let hash = Sha256::digest(spell(&unchecked)).iter().fold(String::new(), |hash, b| hash + &format!("{b:02x}"));
     let _ = unchecked.insert("sha256".into(), hash.into());
     let check_key: [u8; 32] = expand(&master, &[], &[b"pgvault/v1/slot-check", &vault_id, &cluster_id]);
     assert_eq!(blake3::keyed_hash(&check_key, spell(&unchecked).as_bytes()).as_bytes()[..], check);

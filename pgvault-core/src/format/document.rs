@@ -4,6 +4,8 @@
 //! spelling (keys sorted, two-space indentation, a final newline) and carries the SHA-256 of itself without that field;
 //! anything that is not byte for byte that spelling is refused.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
@@ -14,9 +16,22 @@ use super::FormatError;
 /// The longest document that is read.
 pub const MAX_DOCUMENT: usize = 64 << 10;
 
+/// Sorts keys at every level. `serde_json`'s map does so by itself, unless a crate somewhere in the tree that embeds us turns on its
+/// `preserve_order`; the format must not depend on that.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let by_key: BTreeMap<&String, &Value> = map.iter().collect();
+            Value::Object(by_key.into_iter().map(|(key, value)| (key.clone(), sorted(value))).collect())
+        }
+        Value::Array(items) => Value::Array(items.iter().map(sorted).collect()),
+        other => other.clone(),
+    }
+}
+
 fn spell(map: &Map<String, Value>) -> Result<Vec<u8>, FormatError> {
-    // `serde_json`'s map keeps its keys sorted, which makes the spelling unique.
-    let mut text = serde_json::to_vec_pretty(map).map_err(|e| FormatError::new("document", e.to_string()))?;
+    let map: BTreeMap<&String, Value> = map.iter().map(|(key, value)| (key, sorted(value))).collect();
+    let mut text = serde_json::to_vec_pretty(&map).map_err(|e| FormatError::new("document", e.to_string()))?;
     text.push(b'\n');
     Ok(text)
 }

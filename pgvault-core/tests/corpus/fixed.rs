@@ -4,7 +4,6 @@ use std::sync::{Arc, Mutex};
 
 use pgvault_core::Result;
 use pgvault_core::clock::FixedClock;
-use pgvault_core::crypto::keys::{ClusterKeys, EpochDocument, Identity, MasterKey};
 use pgvault_core::env::{Env, Random};
 
 /// Bytes that anybody can compute: BLAKE3's extendable output of a seed, taken in order.
@@ -29,13 +28,3 @@ pub fn env(seed: &str) -> Env {
     let stream = Stream(Mutex::new(blake3::Hasher::new().update(seed.as_bytes()).finalize_xof()));
     Env::new(Arc::new(clock), Arc::new(stream))
 }
-
-/// An identity, and keys that follow from `seed`.
-pub fn keys(env: &Env, identity: Identity) -> ClusterKeys {
-    let master = MasterKey::generate(env).unwrap();
-    let epoch = EpochDocument::create(env, &identity, &master).unwrap();
-    ClusterKeys::open(identity, master, &[epoch]).unwrap()
-}
-
-/// The identity that the tests use.
-pub const IDENTITY: Identity = Identity { vault_id: [1; 16], cluster_id: [2; 16], vault_document: [3; 32] };

@@ -2,9 +2,9 @@
 
 use std::os::unix::ffi::OsStringExt;
 
-use pgvault_core::crypto::keys::{EpochDocument, MasterKey};
+use pgvault_core::crypto::keys::{ClusterKeys, EpochDocument, Identity, MasterKey};
 use pgvault_core::crypto::sealed::{FrameEncoder, SealedWriter};
-use pgvault_core::crypto::slot::{SlotDocument, Wrap};
+use pgvault_core::crypto::slot::{Method, SlotDocument, Wrap};
 use pgvault_core::format::file_table::{FileEntry, MapPlace, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, FrameEntry, Kind};
@@ -14,6 +14,8 @@ use pgvault_core::postgres::{TablespaceMap, TablespaceMapEntry};
 
 #[path = "fixed.rs"]
 mod fixed;
+
+const IDENTITY: Identity = Identity { vault_id: [1; 16], cluster_id: [2; 16], vault_document: [3; 32] };
 
 type Seed = (&'static str, String, Vec<u8>);
 
@@ -42,7 +44,9 @@ fn prefixed(number: u64, bytes: &[u8]) -> Vec<u8> {
 
 fn objects(seeds: &mut Vec<Seed>) {
     let env = fixed::env("seeds");
-    let keys = fixed::keys(&env, fixed::IDENTITY);
+    let master = MasterKey::generate(&env).unwrap();
+    let epoch = EpochDocument::create(&env, &IDENTITY, &master).unwrap();
+    let keys = ClusterKeys::open(IDENTITY, master, &[epoch]).unwrap();
     for (kind, frames, extra) in [
         (Kind::Data, vec![vec![7; 100]], &b""[..]),
         (Kind::Meta, vec![vec![], vec![0; 9000], (0..=255).collect()], b""),
@@ -108,11 +112,15 @@ fn tables(seeds: &mut Vec<Seed>) {
 
 fn documents(seeds: &mut Vec<Seed>) {
     let env = fixed::env("documents");
-    let identity = fixed::IDENTITY;
+    let identity = IDENTITY;
     let master = MasterKey::generate(&env).unwrap();
     let passphrase = SlotDocument::create(&env, &identity, &master, &Wrap::Passphrase("correct horse".into()), "ops").unwrap();
-    let recipient = age::x25519::Identity::generate().to_public().to_string();
-    let recipient = SlotDocument::create(&env, &identity, &master, &Wrap::Recipient(recipient), "ops").unwrap();
+    // Sealing for a recipient takes the system's randomness; a seed need not open.
+    let method = Method::X25519 {
+        recipient: "age1yrq7chxpdvxm54hcfzdxfdc8wqkc3lhtmgm6d8vspjfn4q0uhyqqw0n8tj".into(),
+        wrapped: "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSA=".into(),
+    };
+    let recipient = SlotDocument { method, ..passphrase.clone() };
     let epoch = EpochDocument::create(&env, &identity, &master).unwrap();
     let vault = serde_json::json!({
         "format": "PGV1", "major": 1, "minor": 0, "vault_id": "01KAJ0000000000000000000AA", "created_at": "2026-11-21T09:29:11Z",
@@ -160,7 +168,7 @@ impl SmallPages {
             self.page(0);
         }
         let at = self.start + self.bytes.len() as u64;
-        let mut record = (24 + data.len() as u32).to_le_bytes().to_vec();
+        let mut record = u32::try_from(24 + data.len()).unwrap().to_le_bytes().to_vec();
         record.extend(xid.to_le_bytes());
         record.extend(self.previous.to_le_bytes());
         record.extend([info, resource_manager, 0, 0]);
@@ -189,6 +197,9 @@ fn wal(seeds: &mut Vec<Seed>) {
     ] {
         let bytes = segment(name);
         for length in lengths {
+            if *length > 1000 {
+                seeds.push(("wal_page", format!("{name}_{length}_made_right"), prefixed(0x40, &bytes[..1000])));
+            }
             seeds.push(("wal_page", format!("{name}_{length}"), prefixed(0, &bytes[..*length])));
         }
     }
@@ -204,6 +215,7 @@ fn wal(seeds: &mut Vec<Seed>) {
         seeds.push(("wal_page", format!("small_pages_{name}_cut"), prefixed(0, &pages.bytes[..pages.bytes.len() - 1500])));
         pages.record(0, 0x40, 0, &[]);
         seeds.push(("wal_page", format!("small_pages_{name}"), prefixed(0, &pages.bytes)));
+        seeds.push(("wal_page", format!("small_pages_{name}_made_right"), prefixed(0x40, &pages.bytes[..1024])));
         seeds.push(("wal_page", format!("small_pages_{name}_elsewhere"), prefixed(0x80 | (start << 8), &pages.bytes[..200])));
     }
 }

@@ -25,7 +25,7 @@ use pgvault_core::wal::object::{WalInfo, WalName};
 /// A target: its name, which is also the name of its corpus, and its body.
 pub type NamedTarget = (&'static str, fn(&[u8]));
 
-/// Every target. The decoder of the BASE_BACKUP stream joins here as `base_backup` once it is in the tree.
+/// Every target. The decoder of the `BASE_BACKUP` stream joins here as `base_backup` once it is in the tree.
 pub const TARGETS: &[NamedTarget] = &[
     ("object_header", object_header),
     ("footer", footer),
@@ -168,9 +168,14 @@ fn same_when_read_again<T: serde::Serialize + serde::de::DeserializeOwned>(value
 }
 
 /// A WAL segment, or the first part of one. Eight bytes in front: the segment size as a power of two above 1 MiB, whether to ask
-/// for the position that the header gives, and a position otherwise.
+/// for the position that the header gives, whether to make checksums right first, and a position otherwise.
 pub fn wal_page(data: &[u8]) {
     let (options, bytes) = number(data);
+    let mut bytes = bytes.to_vec();
+    if options & 0x40 != 0 {
+        make_records_right(&mut bytes);
+    }
+    let bytes = &bytes[..];
     let size = SegmentSize::try_from(1u32 << (20 + options % 11)).unwrap();
     let _ = WalPageHeader::parse(bytes);
     let header = SegmentHeader::parse(bytes);
@@ -218,6 +223,26 @@ pub fn wal_page(data: &[u8]) {
     if let Some(span) = scan.transactions {
         assert!(span.min_xid <= span.max_xid && span.first_time <= span.last_time && u64::from(span.count) <= count);
         assert!(wal::find_transaction(bytes, start, size, span.max_xid).unwrap().is_some());
+    }
+}
+
+/// Chains the records of the first page and corrects their checksums, so that their contents are reached.
+fn make_records_right(bytes: &mut [u8]) {
+    let Ok(header) = SegmentHeader::parse(bytes) else { return };
+    let page_end = bytes.len().min(header.block_size as usize);
+    let (mut at, mut previous) = (wal::LONG_HEADER, None);
+    while let Some(length) = bytes.get(at..at + 4).map(|b| u32::from_le_bytes(b.try_into().unwrap()) as usize) {
+        let Some(record) = bytes.get_mut(at..page_end.min(at.saturating_add(length))).filter(|r| r.len() == length && length >= 24)
+        else {
+            break;
+        };
+        if let Some(previous) = previous {
+            record[8..16].copy_from_slice(&u64::to_le_bytes(previous));
+        }
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&record[24..]), &record[..20]);
+        record[20..24].copy_from_slice(&crc.to_le_bytes());
+        previous = Some(header.start.advance(at as u64).0);
+        at = (at + length).next_multiple_of(8);
     }
 }
 
