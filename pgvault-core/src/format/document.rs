@@ -77,15 +77,30 @@ pub fn verify(what: &'static str, bytes: &[u8]) -> Result<Map<String, Value>, Fo
 /// Reads a document.
 ///
 /// # Errors
-/// As [`verify`], and when a field is missing or of the wrong type.
+/// As [`verify`], and when it is of a newer version, or a field is unknown, missing or of the wrong type.
 pub fn parse<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T, FormatError> {
     let map = verify(what, bytes)?;
+    // Before the fields are judged: a newer version has others.
+    let newer = ["major", "version"].iter().filter_map(|key| map.get(*key)?.as_u64()).any(|version| version > 1);
+    if newer {
+        return Err(FormatError::unsupported(what, "is of a newer version"));
+    }
     serde_json::from_value(Value::Object(map)).map_err(|e| FormatError::new(what, e.to_string()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newer_document_is_unsupported_whatever_its_fields() {
+        for key in ["major", "version"] {
+            let bytes = encode(&serde_json::json!({ key: 2, "new": true })).unwrap();
+            assert!(parse::<()>("test", &bytes).unwrap_err().unsupported);
+        }
+        let bytes = encode(&serde_json::json!({ "version": 1 })).unwrap();
+        assert!(!parse::<()>("test", &bytes).unwrap_err().unsupported);
+    }
 
     #[test]
     fn every_flipped_bit_of_a_document_is_refused() {
