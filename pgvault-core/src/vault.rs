@@ -5,7 +5,6 @@
 //! answer was lost is settled, and [`layout`] for the names.
 
 pub mod audit;
-pub mod inspect;
 pub mod keyring;
 pub mod layout;
 pub mod session;
@@ -304,6 +303,22 @@ impl Cluster {
     /// Its keys.
     pub fn keys(&self) -> &Arc<ClusterKeys> {
         &self.keys
+    }
+
+    /// Makes sure that a server is the one whose backups these are. To be asked on every connect.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] when it is another.
+    pub fn ensure_is(&self, system_id: SystemId) -> Result<()> {
+        if system_id == self.name.system_id {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            "source.foreign",
+            format!("the server has system identifier {system_id}, but {} is meant", self.name),
+        )
+        .with_hint("check the connection settings; after initdb or pg_upgrade run `pgvault init` again"))
     }
 
     /// The store underneath.

@@ -11,9 +11,12 @@ use crate::format::map::{Extent, FileMap};
 use crate::format::{BLOCK, REGION_BLOCKS};
 use crate::{Error, ErrorKind, Result};
 
+/// Marks a directory that a restore has not finished.
+pub(super) const UNFINISHED: &str = "pgvault.restore-unfinished";
+
 /// Refuses directories that do not look like a data directory, or that a server is using.
 pub(super) fn ensure_data_directory(path: &Path) -> Result<()> {
-    let known = ["PG_VERSION", "global", super::run::UNFINISHED].iter().any(|name| path.join(name).exists());
+    let known = ["PG_VERSION", "global", UNFINISHED].iter().any(|name| path.join(name).exists());
     if !known {
         return Err(Error::new(
             ErrorKind::Usage,

@@ -4,7 +4,28 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::plan::{Plan, Stop};
-use super::run::TargetAction;
+
+/// What the server does when it reaches the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TargetAction {
+    /// Stays open for reading, until it is promoted (PostgreSQL's default).
+    #[default]
+    Pause,
+    /// Becomes a primary on a new timeline.
+    Promote,
+    /// Shuts down.
+    Shutdown,
+}
+
+impl TargetAction {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Promote => "promote",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
 
 /// How PostgreSQL calls pgvault back for WAL.
 #[derive(Debug, Clone)]

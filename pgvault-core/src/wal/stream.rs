@@ -132,14 +132,7 @@ fn tell(options: &StreamOptions, event: StreamEvent) {
 async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>, lost_wal: bool) -> Result<()> {
     let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
     let identity = connection.identify_system().await?;
-    if identity.system_id != cluster.name().system_id {
-        return Err(Error::new(
-            ErrorKind::Conflict,
-            "wal.foreign",
-            format!("the server has system identifier {}, not {}", identity.system_id, cluster.name().system_id),
-        )
-        .with_hint("check the connection settings; after initdb or pg_upgrade run `pgvault init` again"));
-    }
+    cluster.ensure_is(identity.system_id)?;
     let size = connection.wal_segment_size().await?;
     let slot = slot(&mut connection, options).await?;
     let begin = slot.unwrap_or(identity.flush_lsn);
