@@ -13,8 +13,8 @@ use pgvault_core::format::object::{Codec, Footer, HEADER_LEN, Header, TAIL_LEN, 
 use pgvault_core::format::{BLOCK, MAX_FRAME, MAX_OBJECT, REGION_BLOCKS, document, pack_table};
 use pgvault_core::postgres::wal::{self, Records, WalPageHeader};
 use pgvault_core::postgres::{
-    BackupLabel, ControlFile, Lsn, SegmentHeader, SegmentName, SegmentSize, SystemId, TablespaceMap, TimelineHistory, TimelineId,
-    WalFileName, invalidate_checkpoint, scan_segment,
+    BackupLabel, ControlFile, EntryKind, Lsn, SegmentHeader, SegmentName, SegmentSize, SystemId, TablespaceMap, TarDecoder,
+    TarEvent, TimelineHistory, TimelineId, WalFileName, invalidate_checkpoint, scan_segment,
 };
 use pgvault_core::restore::target::Target;
 use pgvault_core::vault::VaultDocument;
@@ -25,7 +25,7 @@ use pgvault_core::wal::object::{WalInfo, WalName};
 /// A target: its name, which is also the name of its corpus, and its body.
 pub type NamedTarget = (&'static str, fn(&[u8]));
 
-/// Every target. The decoder of the `BASE_BACKUP` stream joins here as `base_backup` once it is in the tree.
+/// Every target.
 pub const TARGETS: &[NamedTarget] = &[
     ("object_header", object_header),
     ("footer", footer),
@@ -36,6 +36,7 @@ pub const TARGETS: &[NamedTarget] = &[
     ("backup_label", backup_label),
     ("pg_control", pg_control),
     ("wal_object_name", wal_object_name),
+    ("base_backup", base_backup),
 ];
 
 /// Takes an 8-byte number off the front; inputs shorter than that are read as if zeroes followed.
@@ -380,4 +381,50 @@ pub fn wal_object_name(data: &[u8]) {
         let json = serde_json::to_string(&info).unwrap();
         assert_eq!(serde_json::from_str::<WalInfo>(&json).unwrap(), info);
     }
+}
+
+/// The archives of a `BASE_BACKUP` stream, which arrive in chunks of any size: how they are cut must not matter.
+pub fn base_backup(data: &[u8]) {
+    let (step, archive) = number(data);
+    let whole = archive_events(archive, archive.len().max(1));
+    let cut = archive_events(archive, usize::try_from(step % 1500).unwrap() + 1);
+    assert_eq!(whole, cut);
+    let (events, _) = whole;
+    let mut content = 0u64;
+    let mut announced = 0u64;
+    for event in events {
+        match event {
+            TarEvent::Entry(entry) => {
+                if entry.kind != EntryKind::File {
+                    assert_eq!(entry.size, 0, "only files have content");
+                }
+                announced = announced.saturating_add(entry.size);
+            }
+            TarEvent::Data(bytes) => content += bytes.len() as u64,
+            TarEvent::EntryEnd => assert_eq!(content, announced, "a member ended before its content did"),
+        }
+    }
+    assert!(content <= archive.len() as u64);
+}
+
+/// What the decoder says when it is fed `step` bytes at a time: events, neighbouring pieces of content joined, and whether it failed.
+fn archive_events(archive: &[u8], step: usize) -> (Vec<TarEvent>, bool) {
+    let mut decoder = TarDecoder::new();
+    let mut events: Vec<TarEvent> = Vec::new();
+    for chunk in archive.chunks(step) {
+        decoder.push(bytes::Bytes::copy_from_slice(chunk));
+        loop {
+            match decoder.next_event() {
+                Ok(Some(TarEvent::Data(more))) => match events.last_mut() {
+                    Some(TarEvent::Data(before)) => *before = [&before[..], &more[..]].concat().into(),
+                    _ => events.push(TarEvent::Data(more)),
+                },
+                Ok(Some(event)) => events.push(event),
+                Ok(None) => break,
+                Err(_) => return (events, true),
+            }
+        }
+    }
+    let failed = decoder.finish().is_err();
+    (events, failed)
 }
