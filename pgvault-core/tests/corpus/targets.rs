@@ -152,7 +152,7 @@ pub fn json_document(data: &[u8]) {
     let written = document::encode(&map).unwrap();
     if written.len() <= document::MAX_DOCUMENT {
         // No document has a fraction; reading one back may differ in the last digit.
-        let whole = !written.iter().any(|b| *b == b'.');
+        let whole = !written.contains(&b'.');
         assert!(!whole || document::verify("document", &written).unwrap() == map);
         written_document(&written);
     }
