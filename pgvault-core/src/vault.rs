@@ -208,16 +208,24 @@ impl Vault {
     /// # Errors
     /// When the store fails or a slot was changed.
     pub async fn slots(&self, cluster: &ClusterName) -> Result<Vec<SlotDocument>> {
-        let mut slots = Vec::new();
+        let (slots, mut damaged) = self.readable_slots(cluster).await?;
+        damaged.pop().map_or(Ok(slots), Err)
+    }
+
+    /// The slots that can be read, and what is wrong with the others: one bad object must not keep everybody out.
+    async fn readable_slots(&self, cluster: &ClusterName) -> Result<(Vec<SlotDocument>, Vec<Error>)> {
+        let (mut slots, mut damaged) = (Vec::new(), Vec::new());
         for object in self.store.list(&layout::keys(cluster)).await? {
             let bytes = self.store.get(&object.name).await?;
-            let slot: SlotDocument = document::parse("key slot", &bytes).map_err(|e| Error::from(e).context(&object.name))?;
-            if object.name != layout::key_slot(cluster, slot.key_id) {
-                return Err(Error::new(ErrorKind::Corrupt, "slot.misplaced", format!("{} holds another slot", object.name)));
+            match document::parse::<SlotDocument>("key slot", &bytes) {
+                Ok(slot) if object.name == layout::key_slot(cluster, slot.key_id) => slots.push(slot),
+                Ok(_) => {
+                    damaged.push(Error::new(ErrorKind::Corrupt, "slot.misplaced", format!("{} holds another slot", object.name)));
+                }
+                Err(error) => damaged.push(Error::from(error).context(&object.name)),
             }
-            slots.push(slot);
         }
-        Ok(slots)
+        Ok((slots, damaged))
     }
 
     /// Opens a cluster with the first slot that `unlock` fits.
@@ -226,21 +234,37 @@ impl Vault {
     /// [`ErrorKind::WrongKey`] when none does; the message names the keys that would open it.
     pub async fn unlock(&self, cluster: &ClusterName, unlock: &Unlock) -> Result<Cluster> {
         let identity = self.identity(cluster);
-        let slots = self.slots(cluster).await?;
-        let mut master = None;
+        let (slots, mut damaged) = self.readable_slots(cluster).await?;
+        for error in &damaged {
+            tracing::warn!(%error, "a key slot cannot be used");
+        }
+        let mut master: Option<MasterKey> = None;
         for slot in &slots {
             // Stretching a passphrase takes tens of milliseconds of CPU: off the runtime's threads.
-            let (slot, unlock) = (slot.clone(), unlock.clone());
-            let opened = tokio::task::spawn_blocking(move || slot.open(&identity, &unlock))
+            let (owned, key) = (slot.clone(), unlock.clone());
+            let opened = tokio::task::spawn_blocking(move || owned.open(&identity, &key))
                 .await
                 .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
-            if opened.is_some() {
-                master = opened;
+            let Some(opened) = opened else { continue };
+            if master.as_ref().is_some_and(|first| !first.is(&opened)) {
+                return Err(Error::new(ErrorKind::Corrupt, "slot.foreign", format!("the key slots of {cluster} disagree"))
+                    .with_hint(
+                        "somebody else wrote a slot, or two `pgvault init` ran at once: delete the slot that none of you made",
+                    ));
+            }
+            master = Some(opened);
+            // Only a holder of the passphrase can have made a slot that it opens. But anybody can wrap a key of their own for
+            // a recipient, whose public half stands in the clear; a program that took such a slot for the cluster's would
+            // write backups that its maker can read. So every slot is tried with an identity.
+            if matches!(unlock, Unlock::Passphrase(_)) {
                 break;
             }
         }
         let Some(master) = master else {
             if slots.is_empty() {
+                if let Some(error) = damaged.pop() {
+                    return Err(error);
+                }
                 return Err(Error::new(ErrorKind::NoVault, "cluster.no_slots", format!("the cluster {cluster} has no key slot"))
                     .with_hint(
                         "run `pgvault init`; if it held backups, its slots were deleted: restore them from the store's versions",
@@ -250,23 +274,18 @@ impl Vault {
             return Err(Error::new(ErrorKind::WrongKey, "key.wrong", format!("the configured key opens no slot of {cluster}"))
                 .with_hint(format!("any of these keys would open it: {}", ids.join("; "))));
         };
-        // Anybody can wrap a key of their own for a recipient, whose public half stands in the clear. A program that took such a
-        // slot for the cluster's would write backups that its maker can read.
-        for slot in &slots {
-            slot.verify(&identity, &master).map_err(|e| {
-                Error::new(ErrorKind::Corrupt, "slot.foreign", format!("the key slots of {cluster} disagree: {e}")).with_hint(
-                    "somebody else wrote a slot, or two `pgvault init` ran at once: delete the slot that none of you made",
-                )
-            })?;
+        for error in slots.iter().filter_map(|slot| slot.verify(&identity, &master).err()) {
+            tracing::warn!(%error, "a key slot is not the cluster's own; `pgvault check` names it");
         }
         let mut epochs = Vec::new();
         for object in self.store.list(&layout::epochs(cluster)).await? {
             let bytes = self.store.get(&object.name).await?;
-            let epoch: EpochDocument = document::parse("epoch", &bytes).map_err(|e| Error::from(e).context(&object.name))?;
-            if object.name != layout::epoch(cluster, epoch.epoch_id) {
-                return Err(Error::new(ErrorKind::Corrupt, "epoch.misplaced", format!("{} holds another epoch", object.name)));
+            match document::parse::<EpochDocument>("epoch", &bytes) {
+                Ok(epoch) if object.name == layout::epoch(cluster, epoch.epoch_id) => epochs.push(epoch),
+                // What it sealed cannot be read; what other epochs sealed can.
+                Ok(_) => tracing::warn!(object = object.name, "holds another epoch"),
+                Err(error) => tracing::warn!(object = object.name, %error, "a data key epoch cannot be used"),
             }
-            epochs.push(epoch);
         }
         let keys = ClusterKeys::open(identity, master, &epochs)?;
         Ok(Cluster { vault: self.clone(), name: cluster.clone(), keys: Arc::new(keys) })

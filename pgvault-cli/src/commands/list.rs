@@ -4,7 +4,7 @@ use pgvault_core::Result;
 use pgvault_core::postgres::Lsn;
 use pgvault_core::restore::window::{Window, windows};
 use pgvault_core::vault::Cluster;
-use pgvault_core::vault::snapshot::{self, Manifest};
+use pgvault_core::vault::snapshot::{self, Damaged, Manifest};
 use pgvault_core::wal::catalog::{Catalog, Gap};
 use pgvault_core::wal::fetch;
 use serde_json::{Value, json};
@@ -17,21 +17,24 @@ use crate::output::{self, Printer};
 /// What the vault holds of a cluster.
 pub(crate) struct Contents {
     pub(crate) backups: Vec<Manifest>,
+    pub(crate) damaged: Vec<Damaged>,
     pub(crate) windows: Vec<Window>,
     pub(crate) gaps: Vec<Gap>,
 }
 
 impl Contents {
     pub(crate) async fn read(cluster: &Cluster) -> Result<Self> {
-        let backups: Vec<Manifest> = snapshot::list(cluster).await?.into_iter().map(|s| s.manifest).collect();
+        let listing = snapshot::list(cluster).await?;
+        let damaged = listing.damaged;
+        let backups: Vec<Manifest> = listing.snapshots.into_iter().map(|s| s.manifest).collect();
         let size = match backups.first() {
             Some(backup) => Some(backup.wal_segment_size),
             None => fetch::segment_size(cluster).await?,
         };
-        let Some(size) = size else { return Ok(Self { backups, windows: Vec::new(), gaps: Vec::new() }) };
+        let Some(size) = size else { return Ok(Self { backups, damaged, windows: Vec::new(), gaps: Vec::new() }) };
         let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
         let windows = windows(cluster, &catalog, &backups).await?;
-        Ok(Self { backups, windows, gaps: catalog.gaps() })
+        Ok(Self { backups, damaged, windows, gaps: catalog.gaps() })
     }
 }
 
@@ -55,6 +58,9 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
             if backup.bad_pages.is_empty() { String::new() } else { format!("  {} damaged pages", backup.bad_pages.len()) }
         ));
     }
+    for damaged in &contents.damaged {
+        printer.warn(format_args!("{} cannot be restored: {}", damaged.id, damaged.error));
+    }
     for window in &contents.windows {
         printer.line(format_args!(
             "timeline {}: any moment from {} to {} ({} to {})",
@@ -70,8 +76,9 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
         "backups": contents.backups.iter().map(describe).collect::<Vec<_>>(),
         "window": contents.windows,
         "gaps": contents.gaps,
+        "damaged": contents.damaged.iter().map(|d| json!({ "backup_id": d.id, "problem": d.error.to_string() })).collect::<Vec<_>>(),
     }));
-    Ok(Status::Done)
+    Ok(if contents.damaged.is_empty() { Status::Done } else { Status::VerificationFailed })
 }
 
 fn kind(backup: &Manifest) -> &'static str {

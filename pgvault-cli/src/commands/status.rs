@@ -38,6 +38,9 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
         )),
         None => printer.line("last backup: none"),
     }
+    for damaged in &contents.damaged {
+        printer.warn(format_args!("{} cannot be restored: {}", damaged.id, damaged.error));
+    }
     for gap in &contents.gaps {
         printer.line(format_args!("gap: WAL from {} to {} on timeline {} is missing", gap.from, gap.to, gap.timeline));
     }
@@ -52,6 +55,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
         "last_backup_age_seconds": last_backup.map(|b| age(b.finished_at)),
         "backups": contents.backups.len(),
         "gaps": contents.gaps,
+        "damaged_backups": contents.damaged.iter().map(|d| d.id).collect::<Vec<_>>(),
     }));
     Ok(Status::Done)
 }

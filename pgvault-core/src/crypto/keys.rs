@@ -66,6 +66,11 @@ impl MasterKey {
         Ok(Self(Zeroizing::new(env.random()?)))
     }
 
+    /// True when both are the same key; takes the same time whatever they are.
+    pub fn is(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0[..]).into()
+    }
+
     pub(super) fn derive(&self, salt: &[u8], purpose: &str, identity: &Identity) -> Zeroizing<[u8; KEY_LEN]> {
         expand(&self.0[..], salt, &[purpose.as_bytes(), &identity.vault_id, &identity.cluster_id])
     }

@@ -153,7 +153,7 @@ impl SlotDocument {
         let opened: Zeroizing<Vec<u8>> = match (&self.method, unlock) {
             (Method::Passphrase { memory_kib, passes, lanes, salt, wrapped }, Unlock::Passphrase(passphrase)) => {
                 // A forged slot must not make the reader work or allocate without bound.
-                if *memory_kib > 1 << 20 || *passes > 32 || *lanes > 16 {
+                if *memory_kib > 256 << 10 || *passes > 16 || *lanes > 16 {
                     return Err(bad("asks for more work than any slot should").into());
                 }
                 let salt = BASE64.decode(salt).map_err(|_| bad("has a salt that is not base64"))?;

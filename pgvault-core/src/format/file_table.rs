@@ -84,7 +84,7 @@ impl TableWriter {
                 put_varint(&mut line, u64::from(*count));
             }
         }
-        if self.open.len() + line.len() > MAX_FRAME {
+        if !self.open.is_empty() && self.open.len() + line.len() > MAX_FRAME {
             self.chunks.push(std::mem::take(&mut self.open));
         }
         self.open.extend_from_slice(&line);

@@ -67,9 +67,13 @@ pub struct PlanOptions {
 /// # Errors
 /// [`ErrorKind::OutsideWindow`] when the target cannot be reached; the message names the nearest point that can.
 pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> Result<Plan> {
-    let snapshots = snapshot::list(cluster).await?;
-    let mut candidates: Vec<OpenSnapshot> = snapshots;
+    let listing = snapshot::list(cluster).await?;
+    let mut candidates = listing.snapshots;
+    let damaged: Vec<String> = listing.damaged.iter().map(|d| format!("{} cannot be used: {}", d.id, d.error)).collect();
     if let Some(id) = options.backup {
+        if let Some(damaged) = listing.damaged.into_iter().find(|d| d.id == id) {
+            return Err(damaged.error);
+        }
         candidates.retain(|s| s.manifest.id == id);
         if candidates.is_empty() {
             return Err(Error::new(ErrorKind::NotFound, "backup.unknown", format!("there is no backup {id}"))
@@ -77,6 +81,13 @@ pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> R
         }
     }
     let Some(oldest) = candidates.iter().min_by_key(|s| s.manifest.start_lsn) else {
+        if !damaged.is_empty() {
+            return Err(Error::new(
+                ErrorKind::Corrupt,
+                "restore.damaged",
+                format!("no backup can be used: {}", damaged.join("; ")),
+            ));
+        }
         return Err(Error::new(ErrorKind::OutsideWindow, "restore.no_backup", format!("{} has no backup", cluster.name()))
             .with_hint("nothing can be restored before the first `pgvault backup` has finished"));
     };
@@ -85,7 +96,7 @@ pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> R
             .with_hint("choose another target, for example `--to latest`"));
     }
     let catalog = Catalog::load(cluster, oldest.manifest.wal_segment_size, oldest.manifest.start_lsn).await?;
-    let planner = Planner { cluster, catalog, candidates, options, target };
+    let planner = Planner { cluster, catalog, candidates, damaged, options, target };
     planner.plan().await
 }
 
@@ -94,6 +105,8 @@ struct Planner<'a> {
     catalog: Catalog,
     /// Oldest first.
     candidates: Vec<OpenSnapshot>,
+    /// Why others are not among them.
+    damaged: Vec<String>,
     options: PlanOptions,
     target: &'a Target,
 }
@@ -108,7 +121,7 @@ impl Planner<'_> {
             return Err(Error::new(ErrorKind::OutsideWindow, "restore.no_wal", "the vault holds no WAL"));
         };
         let history = self.catalog.history(timeline)?;
-        let mut reasons = Vec::new();
+        let mut reasons = self.damaged.clone();
         let mut nearest: Vec<String> = Vec::new();
         let resolved = self.resolve(&history).await?;
         for snapshot in self.candidates.iter().rev() {
@@ -173,7 +186,7 @@ impl Planner<'_> {
     }
 
     fn immediate(self) -> Result<Plan> {
-        let mut reasons = Vec::new();
+        let mut reasons = self.damaged.clone();
         for snapshot in self.candidates.iter().rev() {
             let backup = &snapshot.manifest;
             // T16: the backup's own timeline, whatever came after it.

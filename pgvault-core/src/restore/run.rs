@@ -232,9 +232,11 @@ async fn place(
     batch: &mut Batch,
 ) -> Result<()> {
     let path = locate(&entry.path, &options.pgdata, locations);
+    // A manifest has no business making programs run as somebody else.
+    let mode = entry.mode & 0o777;
     match &entry.node {
         Node::Directory => {
-            make_directory(&path, entry.mode)?;
+            make_directory(&path, mode)?;
         }
         Node::Tablespace { .. } => {
             let oid = entry.path.strip_prefix("pg_tblspc/").and_then(|oid| oid.parse::<u32>().ok());
@@ -254,7 +256,7 @@ async fn place(
             let target = TargetFile { name: entry.path.clone(), path: path.clone(), len: *len };
             let number = batch.add_file(target);
             if exists {
-                let (digest, len, mode, map) = (maps.cluster.keys().digest().clone(), *len, entry.mode, map);
+                let (digest, len, mode, map) = (maps.cluster.keys().digest().clone(), *len, mode, map);
                 let compared =
                     tokio::task::spawn_blocking(move || delta::differing(&path, len, mode, &map, &digest).map(|d| (d, map)));
                 let (differing, map) = compared.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
@@ -266,7 +268,7 @@ async fn place(
             if let Some(parent) = path.parent().filter(|parent| !parent.is_dir()) {
                 make_directory(parent, 0o700)?;
             }
-            files::create(&path, *len, entry.mode).map_err(|e| Error::io("create", &path, e))?;
+            files::create(&path, *len, mode).map_err(|e| Error::io("create", &path, e))?;
             let mut block = 0;
             for extent in &map.extents {
                 batch.want(number, block, &map.packs, *extent)?;

@@ -204,16 +204,43 @@ pub async fn open(cluster: &Cluster, id: Ulid, size: Option<u64>) -> Result<Open
     Ok(OpenSnapshot { manifest, object })
 }
 
-/// Every committed backup, oldest first by stop position and time.
+/// The committed backups of a cluster.
+#[derive(Debug, Default)]
+pub struct Listing {
+    /// Those that can be read, oldest first.
+    pub snapshots: Vec<OpenSnapshot>,
+    /// Those that cannot: one damaged manifest must not stand in the way of the others.
+    pub damaged: Vec<Damaged>,
+}
+
+/// A backup whose manifest cannot be read.
+#[derive(Debug)]
+pub struct Damaged {
+    /// The backup.
+    pub id: Ulid,
+    /// What is wrong.
+    pub error: Error,
+}
+
+/// Reads every manifest.
 ///
 /// # Errors
-/// When the store fails or a manifest was changed.
-pub async fn list(cluster: &Cluster) -> Result<Vec<OpenSnapshot>> {
-    let mut found = Vec::new();
+/// When the store fails. Damage is no error; it is in the listing.
+pub async fn list(cluster: &Cluster) -> Result<Listing> {
+    let mut listing = Listing::default();
     for object in cluster.store().list(&cluster.path(layout::dir::SNAP)).await? {
         let Some(id) = layout::id_of(&object.name) else { continue };
-        found.push(open(cluster, id, Some(object.size)).await?);
+        match open(cluster, id, Some(object.size)).await {
+            Ok(snapshot) => listing.snapshots.push(snapshot),
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                tracing::warn!(backup = %id, %error, "a manifest cannot be read");
+                listing.damaged.push(Damaged { id, error });
+            }
+            // Expired since it was listed.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
-    found.sort_by_key(|s| (s.manifest.finished_at, s.manifest.id));
-    Ok(found)
+    listing.snapshots.sort_by_key(|s| (s.manifest.finished_at, s.manifest.id));
+    Ok(listing)
 }
