@@ -19,7 +19,7 @@ pub(crate) struct Cli {
     #[arg(long, global = true, value_enum, default_value_t = OutputFormat::Human)]
     pub(crate) output: OutputFormat,
 
-    /// Format of the log on standard error; PGVAULT_LOG sets the level (warn, info, debug)
+    /// Format of the log on standard error; `PGVAULT_LOG` sets the level (warn, info, debug)
     #[arg(long, global = true, value_enum, default_value_t = LogFormat::Text)]
     pub(crate) log_format: LogFormat,
 
@@ -93,7 +93,7 @@ pub(crate) struct InitArgs {
 pub(crate) enum Source {
     /// Read the data directory
     Local,
-    /// Ask the server for it (BASE_BACKUP)
+    /// Ask the server for it (`BASE_BACKUP`)
     Remote,
 }
 
@@ -125,9 +125,9 @@ pub(crate) struct BackupArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum WalCommand {
-    /// archive_command = 'pgvault --config FILE wal push "%p"'
+    /// `archive_command` = 'pgvault --config FILE wal push "%p"'
     Push(PushArgs),
-    /// restore_command = 'pgvault --config FILE wal fetch "%f" "%p"'
+    /// `restore_command` = 'pgvault --config FILE wal fetch "%f" "%p"'
     Fetch(FetchArgs),
     /// Stream WAL from a replication slot into the vault until stopped
     Stream(StreamArgs),
@@ -204,7 +204,7 @@ pub(crate) struct RestoreArgs {
     #[arg(long, value_enum, default_value_t = Action::Pause)]
     pub(crate) target_action: Action,
 
-    /// Set archive_mode = off in the restored cluster, so that a copy does not archive beside the original
+    /// Set `archive_mode` = off in the restored cluster, so that a copy does not archive beside the original
     #[arg(long)]
     pub(crate) archive_off: bool,
 }

@@ -1,6 +1,6 @@
 //! Everything that reaches a terminal or a pipe.
 
-use std::fmt::Display;
+use std::fmt::{Display, Write as _};
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 
@@ -46,6 +46,7 @@ impl Printer {
     }
 
     /// A warning, on standard error.
+    #[expect(clippy::unused_self, reason = "all output goes through the printer, whatever its format")]
     pub(crate) fn warn(&self, text: impl Display) {
         let _ = writeln!(std::io::stderr(), "warning: {text}");
     }
@@ -61,7 +62,7 @@ impl Printer {
     pub(crate) fn error(&self, error: &Error) {
         let mut text = format!("error: {error} [{}]\n", error.code());
         if let Some(hint) = error.hint() {
-            text.push_str(&format!("hint: {hint}\n"));
+            let _ = writeln!(text, "hint: {hint}");
         }
         let _ = std::io::stderr().write_all(text.as_bytes());
         self.summary(&serde_json::json!({

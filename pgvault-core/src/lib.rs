@@ -7,6 +7,7 @@ pub mod crypto;
 pub mod env;
 pub mod error;
 pub mod format;
+pub mod inspect;
 pub mod postgres;
 pub mod progress;
 pub mod restore;

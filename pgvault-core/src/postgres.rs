@@ -30,6 +30,7 @@ pub use conninfo::{
     ChannelBinding, ClientCert, ConnInfo, Endpoint, Host, Keepalive, RootCert, SessionAttrs, SslMode, SslNegotiation, SslSettings,
 };
 pub use control_file::{ControlFile, ControlFileError, DbState, WalLevel, invalidate_checkpoint};
+pub(crate) use lsn::hex8;
 pub use lsn::{Lsn, SystemId, TimelineId};
 pub use message::{Notice, ServerError, sqlstate};
 pub use page::{PageHeader, PageState};

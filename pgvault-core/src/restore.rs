@@ -12,5 +12,5 @@ mod run;
 pub mod target;
 pub mod window;
 
-pub use recovery::RestoreCommand;
-pub use run::{RestoreOptions, Restored, TargetAction, restore};
+pub use recovery::{RestoreCommand, TargetAction};
+pub use run::{RestoreOptions, Restored, restore};

@@ -5,7 +5,6 @@
 //! answer was lost is settled, and [`layout`] for the names.
 
 pub mod audit;
-pub mod inspect;
 pub mod keyring;
 pub mod layout;
 pub mod session;
@@ -212,7 +211,11 @@ impl Vault {
         let mut slots = Vec::new();
         for object in self.store.list(&layout::keys(cluster)).await? {
             let bytes = self.store.get(&object.name).await?;
-            slots.push(document::parse::<SlotDocument>("key slot", &bytes).map_err(|e| Error::from(e).context(&object.name))?);
+            let slot: SlotDocument = document::parse("key slot", &bytes).map_err(|e| Error::from(e).context(&object.name))?;
+            if object.name != layout::key_slot(cluster, slot.key_id) {
+                return Err(Error::new(ErrorKind::Corrupt, "slot.misplaced", format!("{} holds another slot", object.name)));
+            }
+            slots.push(slot);
         }
         Ok(slots)
     }
@@ -247,6 +250,15 @@ impl Vault {
             return Err(Error::new(ErrorKind::WrongKey, "key.wrong", format!("the configured key opens no slot of {cluster}"))
                 .with_hint(format!("any of these keys would open it: {}", ids.join("; "))));
         };
+        // Anybody can wrap a key of their own for a recipient, whose public half stands in the clear. A program that took such a
+        // slot for the cluster's would write backups that its maker can read.
+        for slot in &slots {
+            slot.verify(&identity, &master).map_err(|e| {
+                Error::new(ErrorKind::Corrupt, "slot.foreign", format!("the key slots of {cluster} disagree: {e}")).with_hint(
+                    "somebody else wrote a slot, or two `pgvault init` ran at once: delete the slot that none of you made",
+                )
+            })?;
+        }
         let mut epochs = Vec::new();
         for object in self.store.list(&layout::epochs(cluster)).await? {
             let bytes = self.store.get(&object.name).await?;
@@ -291,6 +303,22 @@ impl Cluster {
     /// Its keys.
     pub fn keys(&self) -> &Arc<ClusterKeys> {
         &self.keys
+    }
+
+    /// Makes sure that a server is the one whose backups these are. To be asked on every connect.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Conflict`] when it is another.
+    pub fn ensure_is(&self, system_id: SystemId) -> Result<()> {
+        if system_id == self.name.system_id {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::Conflict,
+            "source.foreign",
+            format!("the server has system identifier {system_id}, but {} is meant", self.name),
+        )
+        .with_hint("check the connection settings; after initdb or pg_upgrade run `pgvault init` again"))
     }
 
     /// The store underneath.

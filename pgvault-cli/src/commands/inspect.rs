@@ -1,6 +1,6 @@
 //! `pgvault check` and `pgvault scrub`
 
-use pgvault_core::vault::inspect::{self, CheckOptions, Report, Severity};
+use pgvault_core::inspect::{self, CheckOptions, Report, Severity};
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::{Error, ErrorKind, Result};
 use serde_json::json;

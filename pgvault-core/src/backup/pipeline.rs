@@ -78,7 +78,7 @@ impl Pipeline {
         let threads = (0..workers.max(1))
             .map(|n| {
                 let (shared, queue) = (shared.clone(), queue.clone());
-                let spawned = std::thread::Builder::new().name(format!("pgvault-{n}")).spawn(move || worker::run(shared, &queue));
+                let spawned = std::thread::Builder::new().name(format!("pgvault-{n}")).spawn(move || worker::run(&shared, &queue));
                 spawned.map_err(|e| Error::new(ErrorKind::Failed, "thread", format!("start a worker thread: {e}")))
             })
             .collect::<Result<Vec<_>>>()?;
@@ -132,10 +132,11 @@ impl Pipeline {
         let Self { shared, failure, jobs, workers, uploader } = self;
         drop(jobs);
         let finishing = tokio::task::spawn_blocking(move || {
-            let healthy = workers.into_iter().fold(true, |healthy, worker| worker.join().is_ok() && healthy);
+            // Every one is joined, whatever the others did.
+            let died = workers.into_iter().filter_map(|worker| worker.join().err()).count();
             shared.data.finish();
             shared.meta.finish();
-            (healthy, Arc::into_inner(shared))
+            (died == 0, Arc::into_inner(shared))
         });
         let Ok((true, Some(shared))) = finishing.await else {
             return Err(failure.take().unwrap_or_else(|| Error::new(ErrorKind::Failed, "backup.worker", "a worker thread died")));

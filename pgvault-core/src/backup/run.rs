@@ -184,14 +184,7 @@ impl Server {
     async fn connect(cluster: &Cluster, options: &BackupOptions) -> Result<Self> {
         let mut replication = Connection::connect(&options.connection, Mode::Replication).await?;
         let identity = replication.identify_system().await?;
-        if identity.system_id != cluster.name().system_id {
-            return Err(Error::new(
-                ErrorKind::Conflict,
-                "source.foreign",
-                format!("the server has system identifier {}, but {} is being backed up", identity.system_id, cluster.name()),
-            )
-            .with_hint("check the connection settings; after initdb or pg_upgrade run `pgvault init` again"));
-        }
+        cluster.ensure_is(identity.system_id)?;
         let mut warnings = Vec::new();
         // Keeps the backup's WAL on the server until it is in the vault, whoever archives it.
         let slot = format!("pgvault_backup_{}", replication.backend_pid());

@@ -130,7 +130,7 @@ struct Worker {
 }
 
 /// Works until the channel closes; the caller joins the thread.
-pub(super) fn run(shared: Arc<Shared>, jobs: &async_channel::Receiver<Job>) {
+pub(super) fn run(shared: &Arc<Shared>, jobs: &async_channel::Receiver<Job>) {
     let worker = FrameEncoder::new(shared.level).map(|encoder| Worker {
         shared: shared.clone(),
         encoder,
@@ -267,9 +267,8 @@ fn judge(page: &[u8], block: u32, rules: PageRules) -> PageState {
 
 fn reason(state: PageState) -> Option<String> {
     match state {
-        PageState::New | PageState::Good => None,
         // A file whose length is no multiple of the page size was caught while it grew; WAL brings the rest.
-        PageState::Incomplete => None,
+        PageState::New | PageState::Good | PageState::Incomplete => None,
         PageState::BadChecksum { stored, computed } => Some(format!("stored checksum {stored:04X}, computed {computed:04X}")),
         PageState::BadHeader => Some("invalid page header".into()),
     }

@@ -53,7 +53,7 @@ impl Aead for AesGcm {
 mod tests {
     use super::*;
 
-    /// Test case 16 of the GCM submission (McGrew and Viega): 256-bit key, 60-byte text, 20-byte associated data.
+    /// Test case 16 of the GCM submission (`McGrew` and Viega): 256-bit key, 60-byte text, 20-byte associated data.
     #[test]
     fn matches_the_published_vector() {
         let hex = |s: &str| (0..s.len()).step_by(2).map(|i| u8::from_str_radix(&s[i..i + 2], 16).unwrap()).collect::<Vec<_>>();

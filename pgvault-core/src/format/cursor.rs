@@ -26,6 +26,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `n` bytes.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn take(&mut self, n: usize) -> Result<&'a [u8], FormatError> {
         let (head, rest) = self.rest.split_at_checked(n).ok_or_else(|| self.error("ends too early"))?;
         self.rest = rest;
@@ -33,6 +36,9 @@ impl<'a> Cursor<'a> {
     }
 
     /// The next `N` bytes as an array.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn array<const N: usize>(&mut self) -> Result<[u8; N], FormatError> {
         let (head, rest) = self.rest.split_first_chunk::<N>().ok_or_else(|| self.error("ends too early"))?;
         self.rest = rest;
@@ -40,26 +46,41 @@ impl<'a> Cursor<'a> {
     }
 
     /// One byte.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn u8(&mut self) -> Result<u8, FormatError> {
         Ok(u8::from_le_bytes(self.array()?))
     }
 
     /// A little-endian `u16`.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn u16(&mut self) -> Result<u16, FormatError> {
         Ok(u16::from_le_bytes(self.array()?))
     }
 
     /// A little-endian `u32`.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn u32(&mut self) -> Result<u32, FormatError> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
     /// A little-endian `u64`.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn u64(&mut self) -> Result<u64, FormatError> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
     /// A LEB128 integer; at most 10 bytes, no overlong forms.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn varint(&mut self) -> Result<u64, FormatError> {
         let mut value = 0u64;
         for shift in (0..64).step_by(7) {
@@ -77,11 +98,17 @@ impl<'a> Cursor<'a> {
     }
 
     /// A LEB128 integer that must fit `T`.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn number<T: TryFrom<u64>>(&mut self) -> Result<T, FormatError> {
         T::try_from(self.varint()?).map_err(|_| self.error("has a number out of range"))
     }
 
     /// A count of items that take at least `item_bytes` each, so that a forged count cannot reserve memory.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn count(&mut self, item_bytes: usize) -> Result<usize, FormatError> {
         let count: usize = self.number()?;
         if count.checked_mul(item_bytes.max(1)).is_none_or(|needed| needed > self.rest.len()) {
@@ -91,18 +118,27 @@ impl<'a> Cursor<'a> {
     }
 
     /// A byte string with its length before it.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn bytes(&mut self) -> Result<&'a [u8], FormatError> {
         let len = self.count(1)?;
         self.take(len)
     }
 
     /// A UTF-8 string with its length before it.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn string(&mut self) -> Result<&'a str, FormatError> {
         let bytes = self.bytes()?;
         std::str::from_utf8(bytes).map_err(|_| self.error("has a name that is not UTF-8"))
     }
 
     /// Ends the reading; leftover bytes are an error.
+    ///
+    /// # Errors
+    /// When the bytes end too early or do not fit.
     pub fn finish(self) -> Result<(), FormatError> {
         if self.rest.is_empty() { Ok(()) } else { Err(self.error(format!("has {} bytes too many", self.rest.len()))) }
     }

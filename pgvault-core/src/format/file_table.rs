@@ -162,7 +162,7 @@ mod tests {
         fn t25_tables_with_hostile_names_round_trip(entries in prop::collection::btree_map("[\\PC&&[^/\0]]{1,20}(/[\\\\=\\[#\" é]{1,5}x)?", (0u32..0o7777, node()), 0..40)) {
             let entries: Vec<_> = entries.into_iter().filter(|(p, _)| is_plain_path(p)).map(|(path, (mode, node))| FileEntry { path, mode, node }).collect();
             let mut writer = TableWriter::default();
-            entries.iter().for_each(|e| writer.push(e));
+            for entry in &entries { writer.push(entry); }
             let read: Vec<_> = writer.finish().iter().flat_map(|c| parse_chunk(c).unwrap()).collect();
             prop_assert_eq!(read, entries);
         }

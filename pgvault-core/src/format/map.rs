@@ -94,8 +94,9 @@ impl FileMap {
     /// When the extents do not cover the file exactly, leave their frame, or a digest is missing.
     pub fn parse(bytes: &[u8], file_len: u64) -> Result<Self, FormatError> {
         let mut cursor = Cursor::new("file map", bytes);
-        let mut packs = Vec::with_capacity(cursor.count(16)?);
-        for _ in 0..packs.capacity() {
+        let count = cursor.count(16)?;
+        let mut packs = Vec::with_capacity(count);
+        for _ in 0..count {
             packs.push(cursor.array()?);
         }
         let count = cursor.count(1)?;

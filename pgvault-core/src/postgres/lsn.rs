@@ -64,6 +64,12 @@ impl<'de> Deserialize<'de> for Lsn {
     }
 }
 
+/// Reads 8 hexadecimal digits of a file name. PostgreSQL writes them in upper case; another spelling would be another file's name.
+pub(crate) fn hex8(text: &str) -> Option<u32> {
+    let plain = text.len() == 8 && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'A'..=b'F'));
+    u32::from_str_radix(text, 16).ok().filter(|_| plain)
+}
+
 /// A branch of a cluster's history; each promotion starts a new one.
 ///
 /// Printed in decimal for people; in file names it is 8 hexadecimal digits, see [`TimelineId::hex`] (T15: parsing those
@@ -81,15 +87,11 @@ impl TimelineId {
     /// Reads the 8 hexadecimal digits of a file name.
     ///
     /// # Errors
-    /// When `text` is anything but 8 hexadecimal digits, or zero: timelines start at 1.
+    /// When `text` is anything but 8 upper-case hexadecimal digits, or zero: timelines start at 1.
     pub fn from_hex(text: &str) -> Result<Self, ParseError> {
-        let bad = || ParseError::new("timeline", format!("`{text}` is not 8 hexadecimal digits"));
-        if text.len() != 8 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(bad());
-        }
-        match u32::from_str_radix(text, 16) {
-            Ok(n) if n > 0 => Ok(Self(n)),
-            _ => Err(bad()),
+        match hex8(text) {
+            Some(n) if n > 0 => Ok(Self(n)),
+            _ => Err(ParseError::new("timeline", format!("`{text}` is not 8 hexadecimal digits"))),
         }
     }
 }
@@ -116,7 +118,10 @@ impl FromStr for SystemId {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self).map_err(|_| ParseError::new("system identifier", format!("`{text}` is not a decimal number")))
+        let number: Option<u64> = text.parse().ok();
+        // One spelling: it is part of a cluster's prefix, and `+7` or `07` would be another prefix.
+        let number = number.filter(|n| n.to_string() == text);
+        number.map(Self).ok_or_else(|| ParseError::new("system identifier", format!("`{text}` is not a decimal number")))
     }
 }
 
@@ -154,5 +159,6 @@ mod tests {
         assert!(TimelineId::from_hex("00000000").is_err());
         assert!(TimelineId::from_hex("0000001").is_err());
         assert!(TimelineId::from_hex("+0000001").is_err());
+        assert!(TimelineId::from_hex("0000000a").is_err());
     }
 }

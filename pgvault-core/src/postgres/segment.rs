@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use super::lsn::hex8;
 use super::{Lsn, ParseError, TimelineId};
 
 /// The cluster's `wal_segment_size`: a power of two from 1 MiB to 1 GiB.
@@ -116,12 +117,12 @@ impl FromStr for SegmentName {
     type Err = ParseError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = || ParseError::new("WAL segment name", format!("`{text}` is not 24 hexadecimal digits"));
-        if text.len() != 24 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let bad = || ParseError::new("WAL segment name", format!("`{text}` is not 24 upper-case hexadecimal digits"));
+        if text.len() != 24 {
             return Err(bad());
         }
         let part = |from: usize| text.get(from..from + 8).ok_or_else(bad);
-        let number = |s: &str| u32::from_str_radix(s, 16).map_err(|_| bad());
+        let number = |s: &str| hex8(s).ok_or_else(bad);
         Ok(Self { timeline: TimelineId::from_hex(part(0)?)?, log: number(part(8)?)?, segment: number(part(16)?)? })
     }
 }
@@ -170,8 +171,7 @@ impl FromStr for WalFileName {
             Some((segment, "partial")) => segment.parse().map(Self::Partial).map_err(|_| bad()),
             Some((timeline, "history")) => TimelineId::from_hex(timeline).map(Self::History).map_err(|_| bad()),
             Some((segment, rest)) => {
-                let offset = rest.strip_suffix(".backup").filter(|o| o.len() == 8 && o.bytes().all(|b| b.is_ascii_hexdigit()));
-                let offset = offset.and_then(|o| u32::from_str_radix(o, 16).ok()).ok_or_else(bad)?;
+                let offset = rest.strip_suffix(".backup").and_then(hex8).ok_or_else(bad)?;
                 Ok(Self::BackupHistory(segment.parse().map_err(|_| bad())?, offset))
             }
         }
@@ -226,6 +226,8 @@ mod tests {
             "00000001.history.tmp",
             "../00000001.history",
             "000000010000000000000005.28.backup",
+            "00000001000000000000000a",
+            "000000010000000000000005.0000000a.backup",
         ] {
             assert!(bad.parse::<WalFileName>().is_err(), "{bad}");
         }

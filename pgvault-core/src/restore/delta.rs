@@ -11,9 +11,12 @@ use crate::format::map::{Extent, FileMap};
 use crate::format::{BLOCK, REGION_BLOCKS};
 use crate::{Error, ErrorKind, Result};
 
+/// Marks a directory that a restore has not finished.
+pub(super) const UNFINISHED: &str = "pgvault.restore-unfinished";
+
 /// Refuses directories that do not look like a data directory, or that a server is using.
 pub(super) fn ensure_data_directory(path: &Path) -> Result<()> {
-    let known = ["PG_VERSION", "global", super::run::UNFINISHED].iter().any(|name| path.join(name).exists());
+    let known = ["PG_VERSION", "global", UNFINISHED].iter().any(|name| path.join(name).exists());
     if !known {
         return Err(Error::new(
             ErrorKind::Usage,
@@ -68,15 +71,16 @@ pub(super) fn differing(path: &Path, len: u64, mode: u32, map: &FileMap, digest:
         block += u64::from(extent.blocks());
         match extent {
             Extent::Zero { .. } => {
-                zero(&file, first * BLOCK as u64, (block * BLOCK as u64).min(len), &mut buffer).map_err(failed)?
+                zero(&file, first * BLOCK as u64, (block * BLOCK as u64).min(len), &mut buffer).map_err(failed)?;
             }
             Extent::Stored { blocks, .. } => {
                 let bytes = *blocks as usize * BLOCK;
                 let Some(buffer) = buffer.get_mut(..bytes) else { continue };
                 buffer.fill(0);
                 read_up_to(&file, buffer, first * BLOCK as u64).map_err(failed)?;
-                let same = buffer.chunks(BLOCK).fold(true, |same, b| digests.next() == Some(&digest.block(b)) && same);
-                if !same {
+                // Every digest is taken, so that the next extent compares with its own.
+                let differ = buffer.chunks(BLOCK).filter(|b| digests.next() != Some(&digest.block(b))).count();
+                if differ > 0 {
                     differing.push((first, *extent));
                 }
             }

@@ -4,7 +4,28 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use super::plan::{Plan, Stop};
-use super::run::TargetAction;
+
+/// What the server does when it reaches the target.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TargetAction {
+    /// Stays open for reading, until it is promoted (PostgreSQL's default).
+    #[default]
+    Pause,
+    /// Becomes a primary on a new timeline.
+    Promote,
+    /// Shuts down.
+    Shutdown,
+}
+
+impl TargetAction {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Promote => "promote",
+            Self::Shutdown => "shutdown",
+        }
+    }
+}
 
 /// How PostgreSQL calls pgvault back for WAL.
 #[derive(Debug, Clone)]
@@ -54,7 +75,9 @@ const OURS: [&str; 12] = [
 pub(super) fn auto_conf(existing: &str, plan: &Plan, command: &RestoreCommand, action: TargetAction, archive_off: bool) -> String {
     let kept = existing.lines().filter(|line| {
         let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
-        !OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours)) && !(archive_off && name.eq_ignore_ascii_case("archive_mode"))
+        let replaced = OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours));
+        let switched_off = archive_off && name.eq_ignore_ascii_case("archive_mode");
+        !replaced && !switched_off
     });
     let mut text: String = kept.flat_map(|line| [line, "\n"]).collect();
     let mut set = |name: &str, value: &str| {

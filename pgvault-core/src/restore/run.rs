@@ -12,10 +12,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::delta;
+use super::delta::{self, UNFINISHED};
 use super::files::{self, BATCH_EXTENTS, Batch, TargetFile, Writer};
 use super::plan::Plan;
-use super::recovery::{self, RestoreCommand};
+use super::recovery::{self, RestoreCommand, TargetAction};
 use crate::format::file_table::{FileEntry, MapPlace, Node};
 use crate::format::map::{FileMap, PackId};
 use crate::format::object::Kind;
@@ -25,33 +25,8 @@ use crate::progress::SharedProgress;
 use crate::vault::{Cluster, StoredObject, audit, layout};
 use crate::{Error, ErrorKind, Result};
 
-/// Marks a directory that a restore has not finished.
-pub(super) const UNFINISHED: &str = "pgvault.restore-unfinished";
-
 const CONTROL: &str = "global/pg_control";
 const CONTROL_STAGED: &str = "global/pg_control.pgvault";
-
-/// What the server does when it reaches the target.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum TargetAction {
-    /// Stays open for reading, until it is promoted (PostgreSQL's default).
-    #[default]
-    Pause,
-    /// Becomes a primary on a new timeline.
-    Promote,
-    /// Shuts down.
-    Shutdown,
-}
-
-impl TargetAction {
-    pub(super) fn as_str(self) -> &'static str {
-        match self {
-            Self::Pause => "pause",
-            Self::Promote => "promote",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
 
 /// How to restore.
 #[derive(Debug)]

@@ -132,10 +132,10 @@ pub async fn search<T>(
     let first = WalSegNo::containing(from, catalog.segment_size);
     let mut number = WalSegNo::before(to, catalog.segment_size);
     while number >= first {
-        if let Some(stored) = catalog.describe(cluster, history, number).await? {
-            if let Some(found) = look(number, &stored.info).await? {
-                return Ok(Some(found));
-            }
+        if let Some(stored) = catalog.describe(cluster, history, number).await?
+            && let Some(found) = look(number, &stored.info).await?
+        {
+            return Ok(Some(found));
         }
         let Some(before) = number.0.checked_sub(1) else { break };
         number = WalSegNo(before);

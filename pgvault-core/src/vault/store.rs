@@ -3,7 +3,7 @@
 //! Every PUT is create-only. Its answer may be lost (a timeout), or be about somebody else's earlier PUT (a retry inside
 //! the client that finds its own first attempt). So whatever a failing PUT says, the truth is what a GET shows: the same
 //! bytes mean success, none mean try again, others mean that the name was taken.
-//! Source of the ambiguity: object_store marks create-only PUTs as not idempotent, and maps S3's 409 to `AlreadyExists`.
+//! Source of the ambiguity: `object_store` marks create-only PUTs as not idempotent, and maps S3's 409 to `AlreadyExists`.
 
 use std::fmt;
 use std::future::Future;
@@ -154,10 +154,7 @@ impl Store {
             }
             let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
             let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes.clone()), options);
-            let error = match self.bounded(put).await {
-                Ok(_) => return Ok(Put::Created),
-                Err(error) => error,
-            };
+            let Err(error) = self.bounded(put).await else { return Ok(Put::Created) };
             let permanent = error.is_permanent();
             let earlier = attempt > 0;
             match self.get_if_exists(name).await {
@@ -241,7 +238,7 @@ impl Store {
     /// [`ErrorKind::NotFound`] when it does not exist.
     pub async fn head(&self, name: &str) -> Result<ObjectInfo> {
         let meta = self.retried("stat", name, || async { self.inner.head(&Path::from(name)).await }).await?;
-        info(meta)
+        info(&meta)
     }
 
     /// Every object below a prefix, sorted by name.
@@ -266,7 +263,7 @@ impl Store {
                 }
             })
             .await?;
-        let mut found = metas.into_iter().map(info).collect::<Result<Vec<_>>>()?;
+        let mut found = metas.iter().map(info).collect::<Result<Vec<_>>>()?;
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
@@ -356,31 +353,29 @@ impl Failure {
 
     fn into_error(self, doing: &str, name: &str) -> Error {
         use object_store::Error as E;
+        let message = format!("{doing} {name}: {}", self.0);
         let (kind, code, hint) = match &self.0 {
-            E::NotFound { .. } => (ErrorKind::NotFound, "object.not_found", None),
-            E::AlreadyExists { .. } | E::Precondition { .. } => (ErrorKind::Storage, "store.conflict", None),
+            E::NotFound { .. } => (ErrorKind::NotFound, "object.not_found", ""),
+            E::AlreadyExists { .. } | E::Precondition { .. } => (ErrorKind::Storage, "store.conflict", ""),
             E::PermissionDenied { .. } if doing == "delete" => (
                 ErrorKind::Immutable,
                 "store.delete_refused",
-                Some("only the pruner's credentials may delete, and not before retention ends"),
+                "only the pruner's credentials may delete, and not before retention ends",
             ),
             E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-                (ErrorKind::Failed, "store.denied", Some("check the credentials and rights for the vault"))
+                (ErrorKind::Failed, "store.denied", "check the credentials and rights for the vault")
             }
             E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => {
-                (ErrorKind::Unsupported, "store.unsupported", None)
+                (ErrorKind::Unsupported, "store.unsupported", "")
             }
-            _ => (ErrorKind::Storage, "store.failed", Some("the store may answer later; nothing is lost, run the command again")),
+            _ => (ErrorKind::Storage, "store.failed", "the store may answer later; nothing is lost, run the command again"),
         };
-        let error = Error::new(kind, code, format!("{doing} {name}: {}", self.0)).with_source(self.0);
-        match hint {
-            Some(hint) => error.with_hint(hint),
-            None => error,
-        }
+        let error = Error::new(kind, code, message).with_source(self.0);
+        if hint.is_empty() { error } else { error.with_hint(hint) }
     }
 }
 
-fn info(meta: object_store::ObjectMeta) -> Result<ObjectInfo> {
+fn info(meta: &object_store::ObjectMeta) -> Result<ObjectInfo> {
     let last_modified = jiff::Timestamp::from_millisecond(meta.last_modified.timestamp_millis())
         .map_err(|e| Error::new(ErrorKind::Storage, "store.time", format!("{}: {e}", meta.location)))?;
     Ok(ObjectInfo { name: meta.location.to_string(), size: meta.size, last_modified })

@@ -110,18 +110,17 @@ mod tests {
         #[test]
         fn r3_any_cut_of_the_stream_gives_the_same_segments(cuts in prop::collection::vec(1usize..900_000, 1..12), flush: bool) {
             let size = SegmentSize::try_from(1 << 20).unwrap();
-            let wal: Vec<u8> = (0..cuts.iter().sum::<usize>()).map(|n| (n % 251) as u8).collect();
-            let (mut assembler, start) = Assembler::new(TimelineId(3), size, Lsn(5 << 20 | 77));
+            let wal: Vec<u8> = (0..cuts.iter().sum::<usize>()).map(|n| u8::try_from(n % 251).unwrap()).collect();
+            let (mut assembler, start) = Assembler::new(TimelineId(3), size, Lsn((5 << 20) + 77));
             prop_assert_eq!(start, Lsn(5 << 20));
             let (mut at, mut segments) = (0, Vec::new());
             for cut in cuts {
                 segments.extend(assembler.add(start.advance(at as u64), &wal[at..at + cut]).unwrap());
                 at += cut;
-                if flush {
-                    if let Some(part) = assembler.flush() {
+                if flush
+                    && let Some(part) = assembler.flush() {
                         prop_assert_eq!(part.end, start.advance(at as u64));
                     }
-                }
             }
             let joined: Vec<u8> = segments.iter().flat_map(|s| s.bytes.to_vec()).collect();
             prop_assert_eq!(&wal[..joined.len()], &joined[..]);

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::sealed::{FrameEncoder, SealedObject, SealedWriter};
 use crate::format::MAX_FRAME;
 use crate::format::object::Kind;
-use crate::postgres::{Lsn, SegmentName, SegmentScan, SegmentSize, TimelineId, WalFileName, WalSegNo, scan_segment};
+use crate::postgres::{Lsn, SegmentName, SegmentScan, SegmentSize, TimelineId, WalFileName, WalSegNo, hex8, scan_segment};
 use crate::vault::{Cluster, StoredObject, layout};
 use crate::{Error, ErrorKind, Result};
 
@@ -57,8 +57,7 @@ impl WalName {
         if let Some(part) = file.strip_suffix(".part") {
             let (segment, range) = part.split_once('.')?;
             let (from, to) = range.split_once('-')?;
-            let hex = |s: &str| if s.len() == 8 { u32::from_str_radix(s, 16).ok() } else { None };
-            let (from, to) = (hex(from)?, hex(to)?);
+            let (from, to) = (hex8(from)?, hex8(to)?);
             return (from < to).then_some(Self::Part { segment: segment.parse().ok()?, from, to });
         }
         match file.parse().ok()? {
@@ -227,7 +226,16 @@ fn seal(cluster: &Cluster, name: WalName, info: &WalInfo, bytes: &[u8]) -> Resul
         let _ = writer.push(&mut encoder, chunk, keys.digest().frame(chunk))?;
     }
     let info = serde_json::to_vec(info).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
-    Ok(writer.finish(info))
+    let object = writer.finish(info);
+    if object.bytes.len() as u64 > crate::format::MAX_OBJECT {
+        // Readers would refuse it. Only a `.partial` of large segments that hardly compresses can be so large.
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "wal.too_large",
+            format!("{} would be {} bytes; the format allows {}", object.name, object.bytes.len(), crate::format::MAX_OBJECT),
+        ));
+    }
+    Ok(object)
 }
 
 /// A stored WAL object, opened.
@@ -267,7 +275,16 @@ pub fn decode(cluster: &Cluster, name: WalName, object: &[u8]) -> Result<(WalInf
     let reader = crate::crypto::sealed::ObjectReader::open_whole(cluster.keys(), Kind::Wal, &name.object(), object)?;
     let info: WalInfo = serde_json::from_slice(reader.extra())
         .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.info", format!("{}: {e}", name.object())))?;
-    let mut bytes = Vec::with_capacity(reader.frames().iter().map(|f| f.raw_len as usize).sum());
+    let raw_len: u64 = reader.frames().iter().map(|f| u64::from(f.raw_len)).sum();
+    // A part of another length than its name says would shift what follows it; no file of WAL is larger than a segment can be.
+    let fits = match name {
+        WalName::Part { from, to, .. } => Some(raw_len) == to.checked_sub(from).map(u64::from),
+        WalName::File(_) => raw_len <= 1 << 30,
+    };
+    if !fits {
+        return Err(Error::new(ErrorKind::Corrupt, "wal.length", format!("{}: holds {raw_len} bytes", name.object())));
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(raw_len).unwrap_or(0));
     for number in 0..u32::try_from(reader.frames().len()).unwrap_or(u32::MAX) {
         bytes.extend_from_slice(&reader.decode_from(cluster.keys(), number, object)?);
     }
@@ -331,9 +348,14 @@ mod tests {
         ] {
             assert_eq!(WalName::parse(name).unwrap().object(), name);
         }
-        for name in
-            ["x", "000000010000000000000005", "000000010000000000000005.wal.tmp", "000000010000000000000005.00000A00-00000A00.part"]
-        {
+        for name in [
+            "x",
+            "000000010000000000000005",
+            "000000010000000000000005.wal.tmp",
+            "000000010000000000000005.00000A00-00000A00.part",
+            "000000010000000000000005.+0000000-00000A00.part",
+            "00000001000000000000000a.wal",
+        ] {
             assert_eq!(WalName::parse(name), None, "{name}");
         }
     }

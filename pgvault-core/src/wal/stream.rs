@@ -99,7 +99,7 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
         match outcome {
             Ok(()) => return Ok(()),
             Err(error) if ServerError::of(&error).is_some_and(|e| e.sqlstate == sqlstate::UNDEFINED_FILE) && !lost_wal => {
-                lost_wal = true
+                lost_wal = true;
             }
             Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
                 lost_wal = false;
@@ -132,18 +132,11 @@ fn tell(options: &StreamOptions, event: StreamEvent) {
 async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>, lost_wal: bool) -> Result<()> {
     let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
     let identity = connection.identify_system().await?;
-    if identity.system_id != cluster.name().system_id {
-        return Err(Error::new(
-            ErrorKind::Conflict,
-            "wal.foreign",
-            format!("the server has system identifier {}, not {}", identity.system_id, cluster.name().system_id),
-        )
-        .with_hint("check the connection settings; after initdb or pg_upgrade run `pgvault init` again"));
-    }
+    cluster.ensure_is(identity.system_id)?;
     let size = connection.wal_segment_size().await?;
     let slot = slot(&mut connection, options).await?;
-    let (mut timeline, mut from) =
-        start_point(cluster, &mut connection, options, size, identity.timeline, slot, identity.flush_lsn, lost_wal).await?;
+    let begin = slot.unwrap_or(identity.flush_lsn);
+    let (mut timeline, mut from) = start_point(cluster, &mut connection, options, size, identity.timeline, begin, lost_wal).await?;
     loop {
         let _ = take::ensure_history(cluster, &mut connection, timeline).await?;
         let (assembler, start) = Assembler::new(timeline, size, from);
@@ -166,7 +159,7 @@ async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Re
 }
 
 /// Makes sure that the slot exists; gives the position it keeps.
-async fn slot(connection: &mut Connection, options: &StreamOptions) -> Result<Option<(TimelineId, Lsn)>> {
+async fn slot(connection: &mut Connection, options: &StreamOptions) -> Result<Option<Lsn>> {
     let mut state = connection.read_replication_slot(&options.slot).await?;
     if state == SlotState::Missing {
         connection.create_physical_slot(&options.slot, false, true).await?;
@@ -174,26 +167,24 @@ async fn slot(connection: &mut Connection, options: &StreamOptions) -> Result<Op
         state = connection.read_replication_slot(&options.slot).await?;
     }
     Ok(match state {
-        SlotState::Reserved { restart_lsn, restart_timeline } => Some((restart_timeline, restart_lsn)),
+        SlotState::Reserved { restart_lsn, .. } => Some(restart_lsn),
         SlotState::Missing | SlotState::Unreserved => None,
     })
 }
 
-/// Where to go on: exactly where the vault ends, else where the slot begins.
+/// Where to go on: exactly where the vault ends, else at `begin`, where the slot begins.
 async fn start_point(
     cluster: &Cluster,
     connection: &mut Connection,
     options: &StreamOptions,
     size: SegmentSize,
     server_timeline: TimelineId,
-    slot: Option<(TimelineId, Lsn)>,
-    flush: Lsn,
+    begin: Lsn,
     lost_wal: bool,
 ) -> Result<(TimelineId, Lsn)> {
     let history = take::ensure_history(cluster, connection, server_timeline).await?;
     let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
     let vault = vault_end(&catalog, &history);
-    let begin = slot.map_or(flush, |(_, lsn)| lsn);
     let segment_start = |lsn: Lsn| WalSegNo::containing(lsn, size).start(size);
     let from = match vault {
         None => segment_start(begin),

@@ -119,11 +119,11 @@ async fn stream(
             let _ = complete_by.get_or_insert_with(|| tokio::time::Instant::now() + COMPLETE);
         }
     }
-    if stored < to {
-        if let Some(piece) = assembler.flush() {
-            stored = piece.end;
-            store(cluster, piece).await?;
-        }
+    if stored < to
+        && let Some(piece) = assembler.flush()
+    {
+        stored = piece.end;
+        store(cluster, piece).await?;
     }
     if stored < to {
         return Err(Error::new(ErrorKind::Source, "source.wal_ended", format!("the server's WAL ended at {stored}, before {to}")));

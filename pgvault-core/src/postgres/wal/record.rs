@@ -245,6 +245,11 @@ fn main_data_place(bytes: &[u8], length: usize) -> Option<(usize, usize)> {
     }
 }
 
+/// Where a record can begin at or behind `lsn`; the last position of all when there is none.
+fn aligned(lsn: Lsn) -> Lsn {
+    Lsn(lsn.0.checked_next_multiple_of(8).unwrap_or(u64::MAX))
+}
+
 /// The input and what its positions mean.
 #[derive(Debug, Clone, Copy)]
 struct Walk<'a> {
@@ -385,7 +390,7 @@ impl<'a> Records<'a> {
             let page_end = self.walk.next_page(at);
             let here = page_end - data;
             if remaining <= here {
-                self.next = Lsn(self.walk.lsn(data + remaining).0.next_multiple_of(8));
+                self.next = aligned(self.walk.lsn(data + remaining));
                 return;
             }
             remaining -= here;
@@ -506,7 +511,7 @@ impl<'a> Records<'a> {
                 return stop(StopReason::Invalid("a record's CRC does not match"));
             }
         }
-        let end = if is_whole { Lsn(walk.lsn(at).0.next_multiple_of(8)) } else { self.end_of_crossing(wanted - have) };
+        let end = if is_whole { aligned(walk.lsn(at)) } else { self.end_of_crossing(wanted - have) };
         self.timeline = timeline;
         let [.., info, resource_manager, _, _, _, _, _, _] = header;
         let mut record = WalRecord {
@@ -533,7 +538,7 @@ impl<'a> Records<'a> {
         let (Ok(remaining), Ok(page)) = (u64::try_from(remaining), u64::try_from(self.walk.block_size)) else { return from };
         let in_page = from.0 % page;
         if in_page != 0 && page - in_page >= remaining {
-            return Lsn(from.advance(remaining).0.next_multiple_of(8));
+            return aligned(from.advance(remaining));
         }
         // The bytes that fit the rest of the page, then pages with short headers; the first may begin a segment.
         let mut left = if in_page == 0 { remaining } else { remaining - (page - in_page) };
@@ -542,7 +547,7 @@ impl<'a> Records<'a> {
             let header = if at.0 % self.segment_size.bytes() == 0 { super::LONG_HEADER } else { super::SHORT_HEADER };
             let header = u64::try_from(header).unwrap_or_default();
             if left <= page - header {
-                return Lsn(at.advance(header + left).0.next_multiple_of(8));
+                return aligned(at.advance(header + left));
             }
             left -= page - header;
             at = at.advance(page);

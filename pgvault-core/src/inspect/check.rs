@@ -186,7 +186,7 @@ impl Checker<'_> {
                     manifests.push(manifest);
                 }
                 Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    self.report.error(self.cluster.path(&name), error.to_string(), vec![id])
+                    self.report.error(self.cluster.path(&name), error.to_string(), vec![id]);
                 }
                 Err(error) => return Err(error),
             }
@@ -399,10 +399,10 @@ impl Checker<'_> {
             return Ok(Some(backup.wal_segment_size));
         }
         for name in self.names(layout::dir::WAL).into_iter().filter(|name| !self.damaged.contains(name)) {
-            if let Some(parsed) = WalName::parse(&name) {
-                if let Some(size) = object::open(self.cluster, parsed, None).await?.info.segment_size {
-                    return Ok(Some(size));
-                }
+            if let Some(parsed) = WalName::parse(&name)
+                && let Some(size) = object::open(self.cluster, parsed, None).await?.info.segment_size
+            {
+                return Ok(Some(size));
             }
         }
         Ok(None)
@@ -411,11 +411,10 @@ impl Checker<'_> {
 
 /// Backups that need a damaged WAL object, or cannot be recovered past it.
 fn hurt_by_wal(name: &str, size: SegmentSize, backups: &[Manifest]) -> Vec<Ulid> {
-    let segment = match WalName::parse(name) {
-        Some(WalName::File(WalFileName::Segment(segment) | WalFileName::Partial(segment)) | WalName::Part { segment, .. }) => {
-            segment
-        }
-        _ => return sorted(backups.iter().map(|b| b.id)),
+    let Some(WalName::File(WalFileName::Segment(segment) | WalFileName::Partial(segment)) | WalName::Part { segment, .. }) =
+        WalName::parse(name)
+    else {
+        return sorted(backups.iter().map(|b| b.id));
     };
     let end = object::segment_start(segment, size).map_or(Lsn::INVALID, |start| start.advance(size.bytes()));
     sorted(backups.iter().filter(|b| b.timeline <= segment.timeline && b.start_lsn < end).map(|b| b.id))

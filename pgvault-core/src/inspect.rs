@@ -15,13 +15,13 @@ use futures::{StreamExt, stream};
 use serde::Serialize;
 use ulid::Ulid;
 
-use super::layout::{self, CLUSTERS, ClusterName, VAULT_DOCUMENT};
-use super::store::ObjectInfo;
-use super::{Cluster, Vault};
 use crate::crypto::sealed;
 use crate::format::document;
 use crate::format::object::Header;
 use crate::progress::SharedProgress;
+use crate::vault::layout::{self, CLUSTERS, ClusterName, VAULT_DOCUMENT};
+use crate::vault::store::ObjectInfo;
+use crate::vault::{Cluster, Vault};
 use crate::{ErrorKind, Result};
 
 pub use check::{CheckOptions, check};
