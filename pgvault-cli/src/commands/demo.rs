@@ -150,7 +150,7 @@ impl Demo<'_> {
         archiver.end().await;
         workspace::end(server).await?;
         let found = outcome?;
-        self.done("stop both servers", began, "")?;
+        self.done("stop the original", began, "")?;
         let total = self.steps.iter().map(|(_, took)| *took).sum();
         self.row("everything", &seconds(total), "");
         Ok(found)
@@ -235,8 +235,8 @@ impl Demo<'_> {
         let mut sql = Connection::connect(&workspace.connection(&server.conninfo())?, Mode::Sql).await?;
         let restored = Orders::read(&mut sql).await?;
         sql.close().await;
-        self.done("compare every order", began, "")?;
         workspace::end(server).await?;
+        self.done("compare every order, stop the copy", began, "")?;
         Ok(Found { target, dropped_at, confirmed, committed, restored, placed_after })
     }
 
