@@ -65,6 +65,8 @@ pub(crate) enum Command {
     /// Manage the keys that open the vault
     #[command(subcommand)]
     Key(KeyCommand),
+    /// Lose a table of a throwaway PostgreSQL and get it back, to see that it works here
+    Demo(DemoArgs),
     /// Print a completion script
     Completions(CompletionArgs),
 }
@@ -278,6 +280,17 @@ pub(crate) struct KeyRotateArgs {
     /// Also start a new data key for what is written from now on
     #[arg(long)]
     pub(crate) new_data_key: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// How long the database is under load
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub(crate) seconds: u64,
+
+    /// Keep the files, and say where they are
+    #[arg(long)]
+    pub(crate) keep: bool,
 }
 
 #[derive(Debug, Args)]

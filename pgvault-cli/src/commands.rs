@@ -2,6 +2,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod completions;
+pub(crate) mod demo;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod key;

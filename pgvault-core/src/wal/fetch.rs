@@ -117,6 +117,10 @@ fn later_wal(catalog: &Catalog, segment: SegmentName, start: Lsn) -> Option<Stri
 
 /// A missing history file means "no such timeline" only when nothing of it, or through it, exists (H7).
 async fn prove_no_timeline(cluster: &Cluster, timeline: TimelineId) -> Result<()> {
+    // The first timeline never has one. PostgreSQL asks for it all the same, when it leaves that timeline.
+    if timeline == TimelineId(1) {
+        return Ok(());
+    }
     let missing = |why: String| {
         Error::new(ErrorKind::Corrupt, "wal.no_history", format!("{}.history is not in the vault, but {why}", timeline.hex()))
             .with_hint("push the history file from the server's pg_wal directory with `pgvault wal push`; without it recovery would silently stay on the old timeline")
@@ -126,7 +130,7 @@ async fn prove_no_timeline(cluster: &Cluster, timeline: TimelineId) -> Result<()
         if other == timeline {
             return Err(missing("WAL of that timeline is".into()));
         }
-        if other > timeline && timeline > TimelineId(1) {
+        if other > timeline {
             let history = catalog::read_history(cluster, other).await?;
             if history.is_some_and(|h| h.ancestors().iter().any(|a| a.timeline == timeline)) {
                 return Err(missing(format!("timeline {other} descends from it")));
@@ -152,4 +156,41 @@ pub async fn segment_size(cluster: &Cluster) -> Result<Option<SegmentSize>> {
         }
     }
     Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::slot::{Unlock, Wrap};
+    use crate::env::Env;
+    use crate::postgres::SegmentHeader;
+    use crate::vault::Vault;
+    use crate::vault::layout::ClusterName;
+    use crate::vault::store::Store;
+    use crate::wal::push;
+
+    /// A promotion from timeline 1 asks for `00000001.history`; taken for damage, it would stop the server.
+    #[tokio::test]
+    async fn the_first_timeline_has_no_history_and_any_other_with_wal_must() {
+        let folder = tempfile::tempdir().unwrap();
+        let segment = |name: &str| {
+            let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/postgres").join(format!("{name}.zst"));
+            let path = folder.path().join(name);
+            std::fs::write(&path, zstd::stream::decode_all(std::fs::File::open(packed).unwrap()).unwrap()).unwrap();
+            path
+        };
+        let (first, second) = (segment("000000010000000000000008"), segment("000000020000000000000011"));
+        let header = SegmentHeader::parse(&std::fs::read(&first).unwrap()).unwrap();
+        let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
+        let name = ClusterName::new("main", header.system_identifier).unwrap();
+        assert!(vault.create_cluster(&name, &[Wrap::Passphrase("test".into())]).await.unwrap());
+        let cluster = vault.unlock(&name, &Unlock::Passphrase("test".into())).await.unwrap();
+        let history = |timeline| WalFileName::History(TimelineId(timeline));
+        for path in [first, second] {
+            let _ = push::push(&cluster, &path).await.unwrap();
+        }
+        assert_eq!(contents(&cluster, history(1)).await.unwrap(), None);
+        assert_eq!(contents(&cluster, history(2)).await.unwrap_err().code(), "wal.no_history");
+        assert_eq!(contents(&cluster, history(3)).await.unwrap(), None);
+    }
 }
