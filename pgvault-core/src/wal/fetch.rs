@@ -117,6 +117,10 @@ fn later_wal(catalog: &Catalog, segment: SegmentName, start: Lsn) -> Option<Stri
 
 /// A missing history file means "no such timeline" only when nothing of it, or through it, exists (H7).
 async fn prove_no_timeline(cluster: &Cluster, timeline: TimelineId) -> Result<()> {
+    // The timeline that `initdb` made never has one. A server that is promoted from it asks all the same.
+    if timeline == TimelineId(1) {
+        return Ok(());
+    }
     let missing = |why: String| {
         Error::new(ErrorKind::Corrupt, "wal.no_history", format!("{}.history is not in the vault, but {why}", timeline.hex()))
             .with_hint("push the history file from the server's pg_wal directory with `pgvault wal push`; without it recovery would silently stay on the old timeline")
@@ -126,7 +130,7 @@ async fn prove_no_timeline(cluster: &Cluster, timeline: TimelineId) -> Result<()
         if other == timeline {
             return Err(missing("WAL of that timeline is".into()));
         }
-        if other > timeline && timeline > TimelineId(1) {
+        if other > timeline {
             let history = catalog::read_history(cluster, other).await?;
             if history.is_some_and(|h| h.ancestors().iter().any(|a| a.timeline == timeline)) {
                 return Err(missing(format!("timeline {other} descends from it")));
