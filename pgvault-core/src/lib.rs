@@ -122,6 +122,8 @@ pub mod inspect;
 pub mod postgres;
 pub mod progress;
 pub mod restore;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod vault;
 pub mod wal;
 

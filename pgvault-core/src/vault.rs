@@ -176,7 +176,8 @@ impl Vault {
     /// Creates a cluster with one slot for each of `wraps`, or leaves an existing one alone; tells which.
     ///
     /// The order matters: the master key exists only in slots, so the first slot is the commit point, and the epoch before
-    /// it is an orphan if the process dies in between.
+    /// it is an orphan if the process dies in between. The first of `wraps` must be the caller's own key: when the process
+    /// dies before the others have a slot, that key opens the cluster and [`keyring::complete`] adds them.
     ///
     /// # Errors
     /// When the store fails or a key is unusable.

@@ -316,6 +316,10 @@ impl Checker<'_> {
             }
             let record: audit::Record = self.cluster.get_json(Kind::Audit, &name).await?;
             let _ = match record.event {
+                audit::Event::ClusterCreated { key_ids } => {
+                    added.extend(key_ids);
+                    true
+                }
                 audit::Event::BackupCommitted { backup_id } => committed.insert(backup_id),
                 audit::Event::BackupExpired { backup_id } => expired.insert(backup_id),
                 audit::Event::KeyAdded { key_id } => added.insert(key_id),
@@ -335,6 +339,12 @@ impl Checker<'_> {
                 layout::key_slot(self.cluster.name(), *id),
                 "is missing: the audit log says that it was added, and not that it was revoked",
                 Vec::new(),
+            );
+        }
+        for id in revoked.intersection(&slots) {
+            self.report.warning(
+                layout::key_slot(self.cluster.name(), *id),
+                "was revoked, but is still there and opens the cluster; revoke it again",
             );
         }
         for backup in backups.iter().filter(|b| !committed.contains(&b.id)) {
