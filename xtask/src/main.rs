@@ -5,6 +5,7 @@
 
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a development tool talks to a terminal")]
 
+mod bench;
 mod demo;
 mod fuzz;
 mod packages;
@@ -26,6 +27,8 @@ struct Arguments {
 enum Command {
     /// Build pgvault and run `pgvault demo` against a throwaway PostgreSQL
     Demo(demo::Demo),
+    /// Compare backup and restore with pgBackRest and pg_basebackup on one generated cluster
+    Bench(bench::Bench),
     /// Run everything that CI runs
     Test(test::Test),
     /// Run the fuzz targets, each for a given time
@@ -37,6 +40,7 @@ enum Command {
 fn main() -> std::process::ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo(demo) => demo.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Test(test) => test.run(),
         Command::Fuzz(fuzz) => fuzz.run(),
         Command::Setup(setup) => setup.run(),

@@ -1,0 +1,141 @@
+//! `cargo xtask bench`: pgvault beside pgBackRest and `pg_basebackup`, on one cluster, in turns.
+//!
+//! A time means little on a machine whose load changes, so every round runs every tool, each round in another order, and
+//! what counts is the ratio of two tools within a round. The budgets are those of the design (docs/benchmarks.md).
+
+mod cluster;
+mod measure;
+mod report;
+mod tools;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::packages::ensure_programs;
+use crate::run::{cargo, program, run, run_quietly, workspace};
+use cluster::Cluster;
+use report::{Report, Row};
+use tools::Tool;
+
+#[derive(Args)]
+pub(crate) struct Bench {
+    /// Size of the generated cluster
+    #[arg(long, default_value_t = 4)]
+    gib: u32,
+    /// Times that every tool is run
+    #[arg(long, default_value_t = 3)]
+    rounds: u32,
+    /// Another build of pgvault to run in the same turns, to measure a change against it
+    #[arg(long, value_name = "NAME=FILE")]
+    also: Vec<String>,
+    /// Run only pgvault: for work on pgvault itself
+    #[arg(long)]
+    no_peers: bool,
+    /// Folder to work in; a cluster of the same size that an earlier --keep left there is used again
+    #[arg(long, value_name = "FOLDER", default_value = "/var/tmp/pgvault-bench")]
+    folder: PathBuf,
+    /// Leave the generated cluster for the next run
+    #[arg(long)]
+    keep: bool,
+}
+
+impl Bench {
+    pub(crate) fn run(&self) -> Result<()> {
+        let rounds = self.rounds.max(1);
+        let bin = crate::postgres::ensure(15)?;
+        if !self.no_peers {
+            ensure_programs(&[("pgbackrest", "pgbackrest")], "pgvault is measured against it")?;
+        }
+        println!("building pgvault with the release profile");
+        run(cargo().args(["build", "--release", "--quiet", "--package", "pgvault-cli"]))?;
+        let built = target_folder().join("release/pgvault");
+
+        ensure_space(&self.folder, u64::from(self.gib) << 30)?;
+        let account = cluster::Account::find()?;
+        let cluster = Cluster::start(&self.folder, &bin, self.gib, account)?;
+        let mut tools = vec![tools::pgvault(&cluster, "pgvault", &built)?];
+        for also in &self.also {
+            let (name, file) = also.split_once('=').context("--also takes NAME=FILE")?;
+            tools.push(tools::pgvault(&cluster, name, Path::new(file))?);
+        }
+        if !self.no_peers {
+            tools.push(tools::pgvault_remote(&cluster, &built)?);
+            tools.push(tools::pgbackrest(&cluster)?);
+            tools.push(tools::pg_basebackup(&cluster)?);
+        }
+        let report = self.measure(&cluster, &tools, rounds);
+        drop(tools);
+        cluster.stop()?;
+        if !self.keep {
+            fs::remove_dir_all(&self.folder).with_context(|| format!("remove {}", self.folder.display()))?;
+        }
+        report?.print();
+        Ok(())
+    }
+
+    fn measure(&self, cluster: &Cluster, tools: &[Tool], rounds: u32) -> Result<Report> {
+        let mut report = Report::new(cluster.facts()?, tools.iter().map(|tool| tool.name.clone()).collect());
+        for round in 0..rounds as usize {
+            for turn in 0..tools.len() {
+                // Another tool goes first each round; all of a round see about the same machine.
+                let number = (round + turn) % tools.len();
+                let tool = &tools[number];
+                tool.prepare(cluster)?;
+                let before = tool.stored()?;
+                settle()?;
+                let measured = tool.backup(cluster)?;
+                let after = tool.stored()?;
+                report.backup(number, Row { measured, bytes: after.bytes - before.bytes, objects: after.objects - before.objects });
+            }
+            for turn in 0..tools.len() {
+                let number = (round + turn) % tools.len();
+                let tool = &tools[number];
+                if tool.restore.is_none() {
+                    continue;
+                }
+                let target = cluster.folder("restored")?;
+                settle()?;
+                let measured = tool.restore(cluster, &target)?;
+                let bytes = tools::size_of(&target)?.bytes;
+                report.restore(number, Row { measured, bytes, objects: 0 });
+                fs::remove_dir_all(&target)?;
+            }
+            for tool in tools {
+                tool.clear()?;
+            }
+        }
+        Ok(report)
+    }
+}
+
+/// What the tool before left to be written would be paid by the next one.
+fn settle() -> Result<()> {
+    run(&mut program("sync", [] as [&str; 0]))
+}
+
+/// The cluster, three backups, one restored copy and some WAL exist at the same time.
+fn ensure_space(folder: &Path, cluster: u64) -> Result<()> {
+    fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
+    let stat = rustix::fs::statvfs(folder).with_context(|| format!("look at the file system of {}", folder.display()))?;
+    let (free, needed) = (stat.f_bavail * stat.f_frsize, cluster * 5);
+    if free < needed {
+        bail!("{} has {} GiB free; this benchmark needs {}", folder.display(), free >> 30, needed >> 30);
+    }
+    Ok(())
+}
+
+fn target_folder() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
+}
+
+/// One line about the machine.
+fn machine() -> String {
+    let cpu = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": ").map(|(_, name)| name.to_owned()));
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let kernel = run_quietly(&mut program("uname", ["-r"])).unwrap_or_default();
+    format!("{} x {}, Linux {}", cores, model.as_deref().unwrap_or("unknown CPU"), kernel.trim())
+}

@@ -1,0 +1,201 @@
+//! The tools that are compared, each set up the way its own documentation recommends for speed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use super::cluster::Cluster;
+use super::measure::{Measured, measure};
+use crate::run::run_quietly;
+
+type Make = Box<dyn Fn(&Cluster) -> Result<Command>>;
+type MakeRestore = Box<dyn Fn(&Cluster, &Path) -> Result<Command>>;
+
+/// One contestant.
+pub(super) struct Tool {
+    pub(super) name: String,
+    /// Where its backups go.
+    store: PathBuf,
+    /// What has to be done once before a backup can be taken into an empty store; not measured.
+    init: Option<Make>,
+    backup: Make,
+    pub(super) restore: Option<MakeRestore>,
+}
+
+/// Bytes and files.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Size {
+    pub(super) bytes: u64,
+    pub(super) objects: u64,
+}
+
+impl Tool {
+    /// An empty store.
+    pub(super) fn prepare(&self, cluster: &Cluster) -> Result<()> {
+        let name = self.store.file_name().and_then(std::ffi::OsStr::to_str).context("the store has no name")?;
+        cluster.folder(name)?;
+        match &self.init {
+            Some(init) => run_quietly(&mut init(cluster)?).map(drop),
+            None => Ok(()),
+        }
+    }
+
+    pub(super) fn backup(&self, cluster: &Cluster) -> Result<Measured> {
+        let measured = measure(&mut (self.backup)(cluster)?).with_context(|| format!("back up with {}", self.name))?;
+        println!("  {:16} backup   {:6.2} s", self.name, measured.wall.as_secs_f64());
+        Ok(measured)
+    }
+
+    pub(super) fn restore(&self, cluster: &Cluster, target: &Path) -> Result<Measured> {
+        let Some(restore) = &self.restore else { bail!("{} restores nothing", self.name) };
+        let measured = measure(&mut restore(cluster, target)?).with_context(|| format!("restore with {}", self.name))?;
+        println!("  {:16} restore  {:6.2} s", self.name, measured.wall.as_secs_f64());
+        Ok(measured)
+    }
+
+    pub(super) fn stored(&self) -> Result<Size> {
+        size_of(&self.store)
+    }
+
+    pub(super) fn clear(&self) -> Result<()> {
+        fs::remove_dir_all(&self.store).with_context(|| format!("remove {}", self.store.display()))
+    }
+}
+
+/// Bytes and number of all files in a folder.
+pub(super) fn size_of(folder: &Path) -> Result<Size> {
+    let mut size = Size::default();
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        if kind.is_dir() {
+            let inner = size_of(&entry.path())?;
+            size.bytes += inner.bytes;
+            size.objects += inner.objects;
+        } else if kind.is_file() {
+            size.bytes += entry.metadata()?.len();
+            size.objects += 1;
+        }
+    }
+    Ok(size)
+}
+
+fn written(cluster: &Cluster, name: &str, text: &str) -> Result<PathBuf> {
+    let path = cluster.root().join(name);
+    fs::write(&path, text)?;
+    cluster.account.own(&path)?;
+    Ok(path)
+}
+
+/// A build of pgvault, reading the data directory.
+pub(super) fn pgvault(cluster: &Cluster, name: &str, binary: &Path) -> Result<Tool> {
+    let mut tool = pgvault_from(cluster, name, binary, "local")?;
+    let (config, copy) = (cluster.root().join(format!("{name}.toml")), cluster.root().join(format!("{name}.bin")));
+    tool.restore = Some(Box::new(move |cluster, target| {
+        let mut command = cluster.account.command(&copy);
+        command.arg("--config").arg(&config).args(["restore", "--to", "immediate", "--pgdata"]).arg(target);
+        Ok(command)
+    }));
+    Ok(tool)
+}
+
+/// The same build, through BASE_BACKUP. What it stores is restored in the same way, so that is not measured twice.
+pub(super) fn pgvault_remote(cluster: &Cluster, binary: &Path) -> Result<Tool> {
+    pgvault_from(cluster, "pgvault remote", binary, "remote")
+}
+
+fn pgvault_from(cluster: &Cluster, name: &str, binary: &Path, source: &'static str) -> Result<Tool> {
+    // The target folder of a build may not be readable for the account.
+    let copy = cluster.root().join(format!("{name}.bin"));
+    let _ = fs::copy(binary, &copy).with_context(|| format!("copy {}", binary.display()))?;
+    let store = cluster.root().join(format!("{name}.vault"));
+    let passphrase = written(cluster, "passphrase", "the benchmark's passphrase\n")?;
+    let vault = store.to_string_lossy().replace(' ', "%20");
+    let text = format!(
+        "[vault]\nurl = \"file://{vault}\"\npassphrase_file = \"{}\"\n\n[cluster.main]\nconnection = \"host={} user=postgres dbname=postgres\"\npgdata = \"{}\"\n",
+        passphrase.display(),
+        cluster.root().display(),
+        cluster.pgdata().display()
+    );
+    let config = written(cluster, &format!("{name}.toml"), &text)?;
+    let (init_copy, init_config) = (copy.clone(), config.clone());
+    Ok(Tool {
+        name: name.to_owned(),
+        store,
+        init: Some(Box::new(move |cluster| {
+            let mut command = cluster.account.command(&init_copy);
+            command.arg("--config").arg(&init_config).arg("init");
+            Ok(command)
+        })),
+        backup: Box::new(move |cluster| {
+            let mut command = cluster.account.command(&copy);
+            command.arg("--config").arg(&config).args(["backup", "--source", source]);
+            Ok(command)
+        }),
+        restore: None,
+    })
+}
+
+/// pgBackRest: zstd level 1, its cipher, bundles, a process per core. It archives no WAL here and does not wait for any,
+/// which is in its favour: pgvault stores the WAL that its backup needs.
+pub(super) fn pgbackrest(cluster: &Cluster) -> Result<Tool> {
+    let store = cluster.root().join("pgbackrest.repo");
+    let state = cluster.folder("pgbackrest.state")?;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let text = format!(
+        "[global]\nrepo1-path={}\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=the-benchmarks-passphrase\nrepo1-bundle=y\n\
+         repo1-retention-full=1\ncompress-type=zst\ncompress-level=1\nprocess-max={cores}\nstart-fast=y\narchive-check=n\n\
+         lock-path={state}\nlog-path={state}\nspool-path={state}\nlog-level-file=off\nlog-level-console=warn\n\n\
+         [main]\npg1-path={}\npg1-socket-path={}\npg1-user=postgres\n",
+        store.display(),
+        cluster.pgdata().display(),
+        cluster.root().display(),
+        state = state.display()
+    );
+    let config = written(cluster, "pgbackrest.conf", &text)?;
+    let command = move |cluster: &Cluster| {
+        let mut command = cluster.account.command("pgbackrest");
+        command.arg(format!("--config={}", config.display())).arg("--stanza=main");
+        command
+    };
+    let (init, backup, restore) = (command.clone(), command.clone(), command);
+    Ok(Tool {
+        name: "pgbackrest".into(),
+        store,
+        init: Some(Box::new(move |cluster| {
+            let mut command = init(cluster);
+            command.arg("stanza-create");
+            Ok(command)
+        })),
+        backup: Box::new(move |cluster| {
+            let mut command = backup(cluster);
+            command.args(["--type=full", "backup"]);
+            Ok(command)
+        }),
+        restore: Some(Box::new(move |cluster, target| {
+            let mut command = restore(cluster);
+            command.arg(format!("--pg1-path={}", target.display())).args(["--type=immediate", "restore"]);
+            Ok(command)
+        })),
+    })
+}
+
+/// `pg_basebackup` with client-side zstd and without encryption. The server does a part of its work.
+pub(super) fn pg_basebackup(cluster: &Cluster) -> Result<Tool> {
+    let store = cluster.root().join("pg_basebackup.store");
+    let target = store.join("backup");
+    Ok(Tool {
+        name: "pg_basebackup".into(),
+        store,
+        init: None,
+        backup: Box::new(move |cluster| {
+            let mut command = cluster.program("pg_basebackup");
+            command.args(["-Ft", "-Z", "client-zstd:1", "-X", "none", "-c", "fast", "-U", "postgres", "-h"]);
+            command.arg(cluster.root()).arg("-D").arg(&target);
+            Ok(command)
+        }),
+        restore: None,
+    })
+}
