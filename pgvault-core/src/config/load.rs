@@ -1,5 +1,6 @@
 //! Reading the file and laying the environment over it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -44,21 +45,35 @@ pub fn load_text(text: &str, environment: impl Iterator<Item = (String, String)>
     let mut table: Table = text.parse().map_err(|e: toml::de::Error| usage(e.to_string()))?;
     let mut variables: Vec<(String, String)> = environment.collect();
     variables.sort();
+    // Values that are not a string, by the place they go to.
+    let mut others = BTreeMap::new();
     for (name, value) in variables {
         let name = ALIASES.iter().find(|(alias, _)| *alias == name).map_or(name, |(_, full)| (*full).to_owned());
         let Some(path) = name.strip_prefix("PGVAULT_").filter(|path| path.contains("__")) else { continue };
         let keys: Vec<String> = path.split("__").map(str::to_ascii_lowercase).collect();
-        // A value that is not TOML on its own (most paths and addresses) is a string.
         let parsed = format!("v = {value}").parse::<Table>().ok().and_then(|mut t| t.remove("v"));
-        let parsed = parsed.filter(|v| !matches!(v, Value::Datetime(_))).unwrap_or(Value::String(value));
-        insert(&mut table, &keys, parsed).ok_or_else(|| usage(format!("{name} does not fit the configuration file")))?;
+        if let Some(parsed) = parsed.filter(|v| !v.is_str()) {
+            let _ = others.insert(keys.join("."), (keys.clone(), parsed));
+        }
+        insert(&mut table, &keys, Value::String(value))
+            .ok_or_else(|| usage(format!("{name} does not fit the configuration file")))?;
     }
     if !table.contains_key("vault") {
         return Err(usage("there is no [vault] section".into()).with_hint(
             "write ./pgvault.toml with [vault] url = \"file:///srv/pgvault\", or name the file with --config or PGVAULT_CONFIG",
         ));
     }
-    serde_path_to_error::deserialize(Value::Table(table)).map_err(|e| usage(format!("{}: {}", e.path(), e.inner())))
+    loop {
+        let error = match serde_path_to_error::deserialize(Value::Table(table.clone())) {
+            Ok(config) => return Ok(config),
+            Err(error) => error,
+        };
+        // The environment knows no types: `12345` is a passphrase or a number, as the key has it. Text is tried first.
+        match others.remove(&error.path().to_string()) {
+            Some((keys, value)) => drop(insert(&mut table, &keys, value)),
+            None => return Err(usage(format!("{}: {}", error.path(), error.inner()))),
+        }
+    }
 }
 
 fn insert(table: &mut Table, keys: &[String], value: Value) -> Option<()> {
@@ -129,6 +144,27 @@ mod tests {
         assert!(cluster.wal.synchronous);
         assert_eq!(cluster.wal.flush_interval, Duration::from_millis(500));
         assert_eq!(cluster.retention.window, Some(Duration::from_secs(14 * 86_400)));
+    }
+
+    /// A secret made of digits, or a slot called `true`, is text; a number of workers is a number.
+    #[test]
+    fn the_key_decides_what_a_variable_means() {
+        let config = load_text(
+            TEXT,
+            env(&[
+                ("PGVAULT_VAULT_PASSPHRASE", "12345"),
+                ("PGVAULT_VAULT__RECIPIENTS", "['age1x']"),
+                ("PGVAULT_CLUSTER__MAIN__WORKERS", "3"),
+                ("PGVAULT_CLUSTER__MAIN__WAL__SLOT", "true"),
+            ]),
+        )
+        .unwrap();
+        let (_, cluster) = config.cluster(None).unwrap();
+        assert_eq!(secrecy::ExposeSecret::expose_secret(config.vault.passphrase.as_ref().unwrap()), "12345");
+        assert_eq!(config.vault.recipients, ["age1x"]);
+        assert_eq!((cluster.workers, cluster.wal.slot.as_str()), (Some(3), "true"));
+        let error = load_text(TEXT, env(&[("PGVAULT_CLUSTER__MAIN__WORKERS", "many")])).unwrap_err();
+        assert!(error.to_string().contains("cluster.main.workers"), "{error}");
     }
 
     #[test]

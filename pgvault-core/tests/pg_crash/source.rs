@@ -237,8 +237,11 @@ pub(crate) fn errors(report: &Report) -> Vec<String> {
 fn is_own(path: &str) -> bool {
     let folders = ["pg_wal/", "pg_replslot/", "pg_dynshmem/", "pg_notify/", "pg_serial/", "pg_snapshots/", "pg_stat/"];
     let more = ["pg_stat_tmp/", "pg_subtrans/"];
-    let files = ["global/pg_control", "backup_label", "recovery.signal", "postgresql.auto.conf", "postmaster.pid", "postmaster.opts"];
-    folders.iter().chain(&more).any(|folder| path.starts_with(folder)) || files.contains(&path) || path.ends_with("pg_internal.init")
+    let files =
+        ["global/pg_control", "backup_label", "recovery.signal", "postgresql.auto.conf", "postmaster.pid", "postmaster.opts"];
+    folders.iter().chain(&more).any(|folder| path.starts_with(folder))
+        || files.contains(&path)
+        || path.ends_with("pg_internal.init")
 }
 
 pub(crate) fn tree(root: &Path) -> Tree {
