@@ -1,6 +1,6 @@
 //! Restoring over an existing directory: what is there already is kept where its content, not its age, is right (T27).
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
@@ -38,17 +38,26 @@ pub(super) fn ensure_data_directory(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes everything below `directory` that is not in `wanted` (paths relative to it), and links in the way of files.
-pub(super) fn remove_strangers(directory: &Path, wanted: &BTreeSet<String>) -> Result<()> {
+/// What a name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Wanted {
+    File,
+    Directory,
+}
+
+/// Removes everything below `directory` that is not in `wanted` (paths relative to it), and whatever else is in the place of
+/// a wanted file or directory: links, and each of the two in the place of the other.
+pub(super) fn remove_strangers(directory: &Path, wanted: &BTreeMap<String, Wanted>) -> Result<()> {
     let walker = walkdir::WalkDir::new(directory).min_depth(1).contents_first(true).follow_links(false);
     for entry in walker {
         let entry = entry.map_err(|e| Error::new(ErrorKind::Failed, "io", format!("read {}: {e}", directory.display())))?;
         let relative = entry.path().strip_prefix(directory).ok().and_then(Path::to_str);
-        let is_wanted = relative.is_some_and(|path| wanted.contains(path)) && !entry.path_is_symlink();
-        if is_wanted {
+        let kind = entry.file_type();
+        let found = if kind.is_dir() { Some(Wanted::Directory) } else { kind.is_file().then_some(Wanted::File) };
+        if found.is_some() && found == relative.and_then(|path| wanted.get(path).copied()) {
             continue;
         }
-        let removed = if entry.file_type().is_dir() { fs::remove_dir(entry.path()) } else { fs::remove_file(entry.path()) };
+        let removed = if kind.is_dir() { fs::remove_dir(entry.path()) } else { fs::remove_file(entry.path()) };
         removed.map_err(|e| Error::io("remove", entry.path(), e))?;
     }
     Ok(())

@@ -4,7 +4,7 @@
 //! and a restored `pg_control` names a checkpoint that does not exist, so that it cannot be started without the
 //! `backup_label` that says where recovery really begins (T12).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::delta::{self, UNFINISHED};
+use super::delta::{self, UNFINISHED, Wanted};
 use super::files::{self, BATCH_EXTENTS, Batch, TargetFile, Writer};
 use super::plan::Plan;
 use super::recovery::{self, RestoreCommand, TargetAction};
@@ -197,9 +197,9 @@ fn locate(path: &str, pgdata: &Path, locations: &BTreeMap<u32, PathBuf>) -> Path
 }
 
 async fn remove_strangers(plan: &Plan, pgdata: &Path, locations: &BTreeMap<u32, PathBuf>) -> Result<()> {
-    let mut wanted: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
+    let mut wanted: BTreeMap<PathBuf, BTreeMap<String, Wanted>> = BTreeMap::new();
     for root in std::iter::once(pgdata).chain(locations.values().map(PathBuf::as_path)) {
-        let _ = wanted.insert(root.to_path_buf(), BTreeSet::new());
+        let _ = wanted.insert(root.to_path_buf(), BTreeMap::new());
     }
     for chunk in 0..plan.snapshot.file_chunks() {
         for entry in plan.snapshot.file_chunk(chunk).await? {
@@ -210,12 +210,13 @@ async fn remove_strangers(plan: &Plan, pgdata: &Path, locations: &BTreeMap<u32, 
             let root = wanted.iter_mut().find(|(root, _)| path.starts_with(root));
             if let Some((root, names)) = root {
                 let relative = path.strip_prefix(root).ok().and_then(Path::to_str).unwrap_or_default();
-                let _ = names.insert(relative.to_owned());
+                let kind = if entry.node == Node::Directory { Wanted::Directory } else { Wanted::File };
+                let _ = names.insert(relative.to_owned(), kind);
             }
         }
     }
     if let Some(names) = wanted.get_mut(pgdata) {
-        names.extend([UNFINISHED.to_owned(), "pg_tblspc".to_owned()]);
+        names.extend([(UNFINISHED.to_owned(), Wanted::File), ("pg_tblspc".to_owned(), Wanted::Directory)]);
     }
     for (root, names) in wanted {
         delta::remove_strangers(&root, &names)?;
