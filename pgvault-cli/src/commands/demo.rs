@@ -71,7 +71,11 @@ pub(crate) async fn run(printer: &Printer, args: &DemoArgs) -> Result<Status> {
     let found = match result {
         // Whatever failed after an interrupt failed because of it.
         _ if *stop.borrow() => {
-            return Err(Error::new(ErrorKind::Failed, "demo.interrupted", "interrupted; everything was stopped and removed"));
+            return Err(Error::new(
+                ErrorKind::Failed,
+                "demo.interrupted",
+                if args.keep { "interrupted; everything was stopped" } else { "interrupted; everything was stopped and removed" },
+            ));
         }
         result => result?,
     };

@@ -16,7 +16,8 @@ use super::remote;
 use super::worker::PageRules;
 use crate::format::file_table::{FileEntry, Node, TableWriter};
 use crate::postgres::{
-    BackupLabel, BaseBackupOptions, ConnInfo, Connection, ControlFile, Lsn, Mode, SegmentSize, TimelineId, quote_literal,
+    BackupLabel, BaseBackupOptions, ConnInfo, Connection, ControlFile, Lsn, Mode, SegmentSize, ServerError, TimelineId,
+    quote_literal, sqlstate,
 };
 use crate::progress::SharedProgress;
 use crate::vault::audit::{self, Event};
@@ -293,7 +294,8 @@ impl Server {
         let fast = !options.spread_checkpoint;
         let idle = self.sql.idle_timeout();
         self.sql.set_idle_timeout(None);
-        let row = self.sql.query_one(&format!("SELECT pg_backup_start({}, fast => {fast})", quote_literal(label))).await?;
+        let started = self.sql.query_one(&format!("SELECT pg_backup_start({}, fast => {fast})", quote_literal(label))).await;
+        let row = started.map_err(explain_denied)?;
         self.sql.set_idle_timeout(idle);
         let _start: Lsn = parse_lsn(row.required(0)?)?;
         let version_directory = format!("PG_{}_{}", self.major, self.catalog_version);
@@ -358,6 +360,16 @@ async fn settle(pipeline: Pipeline, source: Result<()>) -> Result<Output> {
         (Err(error), Err(cause)) if error.code() == "backup.stopped" => Err(cause),
         (Err(error), _) => Err(error),
     }
+}
+
+fn explain_denied(error: Error) -> Error {
+    if ServerError::of(&error).is_none_or(|e| e.sqlstate != sqlstate::INSUFFICIENT_PRIVILEGE) {
+        return error;
+    }
+    error.with_hint(
+        "as a superuser: GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO the role of the connection; \
+         or back up with --source remote, for which REPLICATION is enough",
+    )
 }
 
 fn promoted(timeline: TimelineId) -> Error {

@@ -186,6 +186,8 @@ pub mod sqlstate {
     pub const OBJECT_IN_USE: &str = "55006";
     /// `data_corrupted`: pages with bad checksums were in the base backup.
     pub const DATA_CORRUPTED: &str = "XX001";
+    /// The role lacks a right.
+    pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
     /// `invalid_authorization_specification`: `pg_hba.conf` has no line for this connection.
     pub const INVALID_AUTHORIZATION: &str = "28000";
     /// `invalid_password`.
