@@ -128,14 +128,23 @@ fn a_restore_to_any_target_holds_exactly_what_was_committed_there() {
     let server = site.start(site.cluster("main").config(site.archiving()));
     let _ = sql(&server, "create extension amcheck; create table journal(id bigserial primary key, writer int)");
     let mut init = server.client("pgbench").unwrap();
-    assert_eq!(run({ init.args(["-q", "-i", "-s", "1", "postgres"]); init }).code, Some(0));
+    assert_eq!(
+        run({
+            init.args(["-q", "-i", "-s", "1", "postgres"]);
+            init
+        })
+        .code,
+        Some(0)
+    );
     let begin = lsn(&server, "pg_current_wal_lsn()");
 
     let before_any = sql(&server, "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
     let load = Load::start(&site, &server);
-    let rows = |n: u64| wait_until("the writers wrote", Duration::from_secs(120), || {
-        sql(&server, "select count(*) from journal").parse::<u64>().unwrap() >= n
-    });
+    let rows = |n: u64| {
+        wait_until("the writers wrote", Duration::from_secs(120), || {
+            sql(&server, "select count(*) from journal").parse::<u64>().unwrap() >= n
+        })
+    };
     rows(50);
     let first = site.backup("local");
     let stop: Lsn = first["stop_lsn"].as_str().unwrap().parse().unwrap();
@@ -146,8 +155,7 @@ fn a_restore_to_any_target_holds_exactly_what_was_committed_there() {
     let _ = switch_and_archive(&server);
     let point = lsn(&server, "pg_create_restore_point('before the deploy')");
     let xid: u32 = sql(&server, "insert into journal(writer) values (99) returning xmin").parse().unwrap();
-    let aborted: u32 =
-        sql(&server, "begin; insert into journal(writer) values (98) returning xmin; rollback").parse().unwrap();
+    let aborted: u32 = sql(&server, "begin; insert into journal(writer) values (98) returning xmin; rollback").parse().unwrap();
     // Somebody else's backup must make no difference to the moments before it.
     let second = site.backup("remote");
     rows(now + 700);
@@ -286,7 +294,10 @@ fn the_earlier_backup_is_chosen(site: &Site, first: &serde_json::Value, second: 
     assert_eq!(plan("latest"), second["backup_id"]);
     assert_eq!(plan("immediate"), second["backup_id"]);
     // The same moment, written with another offset.
-    let moved = format!("{}", time(second, "finished_at").to_zoned(jiff::tz::TimeZone::fixed(jiff::tz::offset(2))).strftime("%Y-%m-%dT%H:%M:%S%.f%:z"));
+    let moved = format!(
+        "{}",
+        time(second, "finished_at").to_zoned(jiff::tz::TimeZone::fixed(jiff::tz::offset(2))).strftime("%Y-%m-%dT%H:%M:%S%.f%:z")
+    );
     assert!(moved.ends_with("+02:00"));
     assert_eq!(plan(&moved), second["backup_id"]);
 }

@@ -323,7 +323,8 @@ impl Site {
     /// The file that holds an object whose name ends like this.
     #[track_caller]
     pub fn object(&self, end: &str) -> PathBuf {
-        let mut found: Vec<_> = files_below(&self.vault()).into_iter().filter(|path| path.to_string_lossy().ends_with(end)).collect();
+        let mut found: Vec<_> =
+            files_below(&self.vault()).into_iter().filter(|path| path.to_string_lossy().ends_with(end)).collect();
         assert_eq!(found.len(), 1, "objects that end with {end}: {found:?}");
         found.remove(0)
     }

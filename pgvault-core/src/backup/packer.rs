@@ -81,3 +81,53 @@ impl Packer {
         let _ = self.uploads.blocking_send(FinishedPack { id, object: writer.finish(Vec::new()) });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backup::pipeline::{META_TARGET, PACK_TARGET};
+    use crate::crypto::sealed::{FrameEncoder, ObjectReader};
+    use crate::crypto::slot::{Unlock, Wrap};
+    use crate::env::Env;
+    use crate::format::{MAX_FRAME, MAX_OBJECT};
+    use crate::postgres::SystemId;
+    use crate::vault::Vault;
+    use crate::vault::layout::ClusterName;
+    use crate::vault::store::Store;
+
+    /// T22: whatever the size of the database, an object is one PUT; there is no multipart limit to run into.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn t22_packs_end_at_their_target_whatever_is_put_into_them() {
+        // A file of the largest size has nine frames of map, which stay together.
+        assert!((PACK_TARGET + (1 << 20)) as u64 <= MAX_OBJECT);
+        assert!((META_TARGET + 10 * MAX_FRAME) as u64 <= MAX_OBJECT);
+
+        let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
+        let name = ClusterName::new("main", SystemId(7)).unwrap();
+        let _ = vault.create_cluster(&name, &[Wrap::Passphrase("secret".into())]).await.unwrap();
+        let cluster = vault.unlock(&name, &Unlock::Passphrase("secret".into())).await.unwrap();
+        let (uploads, mut finished) = tokio::sync::mpsc::channel(64);
+        let target = 1 << 20;
+        let packer = Packer::new(cluster.clone(), Kind::Data, target, uploads);
+        let keys = cluster.keys().clone();
+        let frames = 41;
+        tokio::task::spawn_blocking(move || {
+            let mut encoder = FrameEncoder::new(1).unwrap();
+            for _ in 0..frames {
+                let raw: Vec<u8> = Env::default().random::<{ 256 << 10 }>().unwrap().to_vec();
+                let frame = encoder.encode(&raw, keys.digest().frame(&raw)).unwrap();
+                let _ = packer.append(&[frame]).unwrap();
+            }
+            packer.finish();
+        })
+        .await
+        .unwrap();
+        let mut seen = 0;
+        while let Some(pack) = finished.recv().await {
+            assert!(pack.object.bytes.len() < target + (300 << 10), "{}", pack.object.bytes.len());
+            let reader = ObjectReader::open_whole(cluster.keys(), Kind::Data, &pack.object.name, &pack.object.bytes).unwrap();
+            seen += reader.frames().len();
+        }
+        assert_eq!(seen, frames);
+    }
+}

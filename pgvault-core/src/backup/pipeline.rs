@@ -32,8 +32,8 @@ const READ_RUN: u32 = 64;
 const UPLOADS: usize = 4;
 
 /// Memory for packs: one open, one waiting, [`UPLOADS`] in flight.
-const PACK_TARGET: usize = 31 << 20;
-const META_TARGET: usize = 16 << 20;
+pub(super) const PACK_TARGET: usize = 31 << 20;
+pub(super) const META_TARGET: usize = 16 << 20;
 
 /// What the pipeline made.
 #[derive(Debug)]

@@ -158,10 +158,16 @@ async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Re
     }
 }
 
-/// Makes sure that the slot exists; gives the position it keeps.
+/// Makes sure that there is a slot that keeps WAL; gives the position it keeps.
+///
+/// A slot that was never used, or that the server gave up because it kept too much, keeps nothing; newer servers refuse to
+/// stream from the latter. It is replaced by one that keeps WAL from the last checkpoint on.
 async fn slot(connection: &mut Connection, options: &StreamOptions) -> Result<Option<Lsn>> {
     let mut state = connection.read_replication_slot(&options.slot).await?;
-    if state == SlotState::Missing {
+    if state == SlotState::Unreserved {
+        connection.drop_slot(&options.slot).await?;
+    }
+    if !matches!(state, SlotState::Reserved { .. }) {
         connection.create_physical_slot(&options.slot, false, true).await?;
         tell(options, StreamEvent::SlotCreated { slot: options.slot.clone() });
         state = connection.read_replication_slot(&options.slot).await?;

@@ -1,0 +1,101 @@
+//! What `wal stream` does when its replication slot is not what it was (R5).
+//!
+//! The slot only keeps WAL on the server; where streaming goes on is decided by where the vault ends. WAL that the server
+//! still has is fetched whatever became of the slot; WAL that is gone leaves a gap that is told, listed and not crossed.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{Site, sql, wait_until};
+use pgvault_verify::process::Server;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A small cluster whose segments are 1 MiB, so that few rows fill many.
+fn start(site: &Site, keep: &str) -> Server {
+    let builder = site.cluster("main").wal_segment_mib(1).config("wal_keep_size = 0\nmin_wal_size = 2MB\nmax_wal_size = 2MB");
+    let server = site.start(builder.config(keep));
+    let _ = sql(&server, "CREATE TABLE t (id bigserial, pad text)");
+    server
+}
+
+/// Writes at least `segments` segments.
+fn fill(server: &Server, segments: u32) {
+    for _ in 0..segments {
+        let _ = sql(
+            server,
+            "INSERT INTO t (pad) SELECT repeat(md5(g::text), 8) FROM generate_series(1, 3000) g; SELECT pg_switch_wal()",
+        );
+    }
+}
+
+fn last_segment(server: &Server) -> String {
+    sql(server, "SELECT pg_walfile_name(pg_switch_wal())").trim().to_owned()
+}
+
+/// Streams until the segment that is open now is in the vault.
+fn catch_up(site: &Site, server: &Server) {
+    let stream = site.stream();
+    let active = "SELECT coalesce(bool_or(active), false) FROM pg_replication_slots WHERE slot_name = 'pgvault'";
+    wait_until("the stream is attached", PATIENCE, || sql(server, active).trim() == "t");
+    let _ = sql(server, "INSERT INTO t (pad) VALUES ('caught up')");
+    let wanted = format!("{}.wal", last_segment(server));
+    wait_until("the stream has caught up", PATIENCE, || site.wal_objects(1).contains(&wanted));
+    assert_eq!(stream.terminate(), Some(0));
+}
+
+#[test]
+fn r5_a_dropped_or_advanced_slot_leaves_no_gap_while_the_server_has_the_wal() {
+    let site = Site::new();
+    let server = start(&site, "wal_keep_size = 1GB");
+    catch_up(&site, &server);
+    let _ = site.backup("local");
+    for change in [
+        "SELECT pg_drop_replication_slot('pgvault')",
+        "SELECT pg_replication_slot_advance('pgvault', pg_current_wal_lsn())",
+        // Somebody made it anew, without reserving anything.
+        "SELECT pg_drop_replication_slot('pgvault'), pg_create_physical_replication_slot('pgvault', false)",
+    ] {
+        fill(&server, 5);
+        let _ = sql(&server, change);
+        fill(&server, 2);
+        catch_up(&site, &server);
+        let listed = site.summary(&["list"]);
+        assert_eq!(listed["gaps"].as_array().unwrap().len(), 0, "after {change}: {listed}");
+    }
+    site.pgv(&["check"]).ok();
+    let rows = sql(&server, "SELECT count(*) FROM t");
+    let (restored, _) = site.restore_to("latest", &[]);
+    assert_eq!(sql(&restored, "SELECT count(*) FROM t"), rows);
+}
+
+#[test]
+fn r5_wal_that_the_server_gave_up_is_a_gap_that_is_told_and_not_crossed() {
+    let site = Site::new();
+    let server = start(&site, "max_slot_wal_keep_size = 2MB");
+    catch_up(&site, &server);
+    let _ = site.backup("local");
+    let status = "SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'pgvault'";
+    wait_until("the slot is lost", PATIENCE, || {
+        fill(&server, 4);
+        let _ = sql(&server, "CHECKPOINT");
+        sql(&server, status).trim() == "lost"
+    });
+    catch_up(&site, &server);
+    let listed = site.summary(&["list"]);
+    assert_eq!(listed["gaps"].as_array().unwrap().len(), 1, "{listed}");
+    site.pgv(&["restore", "--to", "latest", "--pgdata", site.path("refused").to_str().unwrap()]).expect(5).says("gap");
+    assert_eq!(site.pgv(&["check"]).code, Some(4), "a gap hurts the backup before it");
+
+    let backup = site.backup("local");
+    let _ = sql(&server, "INSERT INTO t (pad) VALUES ('after the gap')");
+    catch_up(&site, &server);
+    let rows = sql(&server, "SELECT count(*) FROM t");
+    let plan = site.summary(&["restore", "--to", "latest", "--dry-run", "--pgdata", "unused"]);
+    assert_eq!(plan["backup_id"], backup["backup_id"]);
+    let (restored, _) = site.restore_to("latest", &[]);
+    assert_eq!(sql(&restored, "SELECT count(*) FROM t"), rows);
+}
