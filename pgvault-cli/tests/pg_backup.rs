@@ -154,8 +154,8 @@ fn t8_files_that_change_while_they_are_copied() {
     let text = fs::read_to_string(&script).unwrap().replace("v_:client_id_:n", "v_:n");
     let script = site.write("churn.sql", text);
     let mut load = vec![
-        client(&server, "pgbench", &["-n", "-c", "2", "-T", "3600", "postgres"]),
-        client(&server, "pgbench", &["-n", "-c", "2", "-T", "3600", "-f", script.to_str().unwrap(), "postgres"]),
+        client(&server, "pgbench", &["-n", "-c", "2", "-R", "200", "-T", "3600", "postgres"]),
+        client(&server, "pgbench", &["-n", "-c", "2", "-R", "25", "-T", "3600", "-f", script.to_str().unwrap(), "postgres"]),
     ];
     wait_until("there is load", Duration::from_secs(30), || {
         sql(&server, "select (select count(*) from grows) > 1000 and (select count(*) from pgbench_history) > 200") == "t"
