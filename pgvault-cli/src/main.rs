@@ -18,7 +18,7 @@ use output::Printer;
 fn main() -> ExitCode {
     // PostgreSQL takes exit codes 1 to 125 of its restore_command for "no such file" and promotes. Whatever goes wrong in
     // `wal fetch`, a misspelt argument and a panic included, must end above that.
-    let is_fetch = std::env::args().skip(1).collect::<Vec<_>>().windows(2).any(|pair| pair == ["wal", "fetch"]);
+    let is_fetch = std::env::args_os().skip(1).skip_while(|argument| argument != "wal").any(|argument| argument == "fetch");
     let guarded = |code: u8| ExitCode::from(if is_fetch && code != 0 { exit::FETCH_FAILED } else { code });
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

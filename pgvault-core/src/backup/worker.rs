@@ -239,8 +239,11 @@ impl Worker {
             if state.is_acceptable() {
                 continue;
             }
-            let newer =
-                |page: &[u8]| PageHeader::parse(page).is_some_and(|h| rules.trust_wal_from.is_some_and(|from| h.lsn >= from));
+            // A page torn in two still has one whole header, the old or the new; garbage has none, whatever its LSN says.
+            let newer = |page: &[u8]| {
+                PageHeader::parse(page).is_some_and(|h| rules.trust_wal_from.is_some_and(|from| h.lsn >= from))
+                    && page::verify_header(page, rules.block_size).is_acceptable()
+            };
             if let Some(reader) = &file.reader {
                 state = read_again(reader, u64::from(in_file) * size as u64, page, block, rules);
             } else if newer(page) {

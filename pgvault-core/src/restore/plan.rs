@@ -114,7 +114,7 @@ struct Planner<'a> {
 impl Planner<'_> {
     async fn plan(self) -> Result<Plan> {
         if *self.target == Target::Immediate {
-            return self.immediate();
+            return self.immediate().await;
         }
         let timeline = self.options.timeline.or(self.catalog.newest_timeline());
         let Some(timeline) = timeline else {
@@ -146,6 +146,13 @@ impl Planner<'_> {
                 reasons.push(format!(
                     "{} needs WAL from {} to {}, but the vault has it only up to {contiguous}",
                     backup.id, backup.start_lsn, backup.stop_lsn
+                ));
+                continue;
+            }
+            if let Some(missing) = self.missing_history(backup.timeline, timeline) {
+                reasons.push(format!(
+                    "{}: the history file of timeline {missing}, on the way from timeline {} to {timeline}, is not in the vault",
+                    backup.id, backup.timeline
                 ));
                 continue;
             }
@@ -185,7 +192,13 @@ impl Planner<'_> {
         Err(error)
     }
 
-    fn immediate(self) -> Result<Plan> {
+    /// A timeline between two others that PostgreSQL will ask for the history of, and not get (H7).
+    fn missing_history(&self, from: TimelineId, to: TimelineId) -> Option<TimelineId> {
+        let between = self.catalog.timelines.keys().filter(|timeline| from < **timeline && **timeline < to);
+        between.copied().find(|timeline| !self.catalog.histories.contains_key(timeline))
+    }
+
+    async fn immediate(self) -> Result<Plan> {
         let mut reasons = self.damaged.clone();
         for snapshot in self.candidates.iter().rev() {
             let backup = &snapshot.manifest;
@@ -194,11 +207,18 @@ impl Planner<'_> {
             let contiguous = self.catalog.contiguous_end(&history, backup.start_lsn);
             if contiguous >= backup.stop_lsn {
                 reasons.push(format!("{} is the newest backup with all the WAL it needs", backup.id));
+                let reach = window::reach(self.cluster, &self.catalog, &history, backup).await?;
+                // PostgreSQL looks whether it is consistent before it replays the next record, and takes it for a failure when
+                // there is none: so it is with a backup of a standby whose primary was idle.
+                let stop = match reach.last_record {
+                    Some(lsn) if lsn < backup.stop_lsn => Stop::Lsn { lsn, inclusive: true },
+                    _ => Stop::Consistent,
+                };
                 return Ok(Plan {
                     target: self.target.clone(),
                     snapshot: snapshot.clone(),
                     timeline: backup.timeline,
-                    stop: Stop::Consistent,
+                    stop,
                     wal_end: backup.stop_lsn,
                     reasons,
                 });

@@ -74,8 +74,12 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     let locations = map_tablespaces(plan, options)?;
     let mut roots = vec![options.pgdata.clone()];
     roots.extend(locations.values().cloned());
+    // All of them are looked at before any is touched.
     for root in &roots {
-        prepare_root(root, options.delta, root == &options.pgdata)?;
+        check_root(root, options.delta, root == &options.pgdata)?;
+    }
+    for root in &roots {
+        prepare_root(root, root == &options.pgdata)?;
     }
     write_durably(&options.pgdata.join(UNFINISHED), b"pgvault restore did not finish; run it again with --delta\n", 0o600)?;
     if options.delta {
@@ -161,8 +165,8 @@ fn map_tablespaces(plan: &Plan, options: &RestoreOptions) -> Result<BTreeMap<u32
     Ok(locations)
 }
 
-/// Makes sure that a directory exists, and is empty unless delta is wanted.
-fn prepare_root(path: &Path, delta: bool, is_pgdata: bool) -> Result<()> {
+/// Makes sure that a directory is empty or missing, unless delta is wanted.
+fn check_root(path: &Path, delta: bool, is_pgdata: bool) -> Result<()> {
     match fs::read_dir(path) {
         Ok(mut entries) => {
             let empty = entries.all(|e| e.is_ok_and(|e| e.file_name() == "lost+found"));
@@ -173,11 +177,16 @@ fn prepare_root(path: &Path, delta: bool, is_pgdata: bool) -> Result<()> {
             if !empty && is_pgdata {
                 delta::ensure_data_directory(path)?;
             }
+            Ok(())
         }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Error::io("create", path, e))?;
-        }
-        Err(e) => return Err(Error::io("read", path, e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(Error::io("read", path, e)),
+    }
+}
+
+fn prepare_root(path: &Path, is_pgdata: bool) -> Result<()> {
+    if !path.exists() {
+        DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|e| Error::io("create", path, e))?;
     }
     if is_pgdata {
         // The server refuses to start on a directory that others can enter.

@@ -63,6 +63,7 @@ pub async fn reach(cluster: &Cluster, catalog: &Catalog, history: &TimelineHisto
         }
         if let Some(stored) = catalog.describe(cluster, history, number).await? {
             let info = &stored.info;
+            let ends_here = is_last;
             if is_last {
                 // Whole segments may end early: with a switch, or because this is the tail of a timeline.
                 reach.end = info.end.map_or(contiguous, |end| end.min(contiguous)).max(backup.start_lsn);
@@ -70,7 +71,10 @@ pub async fn reach(cluster: &Cluster, catalog: &Catalog, history: &TimelineHisto
             }
             let behind = |lsn: &Lsn| *lsn < contiguous;
             reach.last_record = reach.last_record.or(info.last_record.filter(behind));
-            if let Some(transactions) = info.transactions.filter(|t| behind(&t.last_lsn) && t.last_lsn >= backup.start_lsn) {
+            // A record that the end of the WAL cuts in two is never replayed.
+            let is_whole = |lsn: Lsn| !ends_here || info.last_record.is_some_and(|last| lsn <= last);
+            let counts = |t: &Transactions| behind(&t.last_lsn) && t.last_lsn >= backup.start_lsn && is_whole(t.last_lsn);
+            if let Some(transactions) = info.transactions.filter(counts) {
                 reach.last_transaction = Some((transactions.last_time, transactions.last_lsn));
                 break;
             }

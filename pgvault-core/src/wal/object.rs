@@ -104,7 +104,8 @@ pub struct WalInfo {
     pub start: Option<Lsn>,
     /// End of valid WAL in the segment, as far as it was known when this object was written.
     pub end: Option<Lsn>,
-    /// Where the last record begins.
+    /// Where the last record begins that was whole when this object was written: the last that recovery can stop at while
+    /// nothing follows.
     pub last_record: Option<Lsn>,
     /// Transactions that end in the segment up to [`WalInfo::end`].
     pub transactions: Option<Transactions>,
@@ -123,7 +124,7 @@ impl WalInfo {
             segment_size: Some(scan.header.segment_size),
             start: Some(scan.header.start),
             end: Some(scan.end_of_valid),
-            last_record: scan.last_record,
+            last_record: scan.last_whole_record,
             transactions: scan.transactions.map(|t| Transactions {
                 first_time: t.first_time,
                 last_time: t.last_time,

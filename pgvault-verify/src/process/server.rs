@@ -319,7 +319,8 @@ impl Server {
     /// As [`psql`](Self::psql).
     pub fn psql_in(&self, database: &str, sql: &str) -> Result<String> {
         let mut command = self.client("psql")?;
-        command.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-d", database, "-f", "-"]);
+        // Not as an argument: a name with `=` would be taken for connection parameters.
+        command.args(["-XqAt", "-v", "ON_ERROR_STOP=1", "-f", "-"]).env("PGDATABASE", database);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|source| Error::Spawn { command: command_line(&command), source })?;
         let stdin = child.stdin.take();

@@ -38,6 +38,13 @@ impl TransactionSpan {
         self.max_xid = self.max_xid.max(end.xid);
         self.count = self.count.saturating_add(1);
     }
+
+    /// Counts a transaction whose record is not whole: it can be looked for, but recovery cannot stop at it yet.
+    fn add_torn(&mut self, end: TransactionEnd) {
+        self.min_xid = self.min_xid.min(end.xid);
+        self.max_xid = self.max_xid.max(end.xid);
+        self.count = self.count.saturating_add(1);
+    }
 }
 
 /// What [`scan_segment`] found.
@@ -51,6 +58,8 @@ pub struct SegmentScan {
     pub first_record: Option<Lsn>,
     /// The last record that begins in the segment, even if it ends in a later one.
     pub last_record: Option<Lsn>,
+    /// The last record that begins and ends in the segment: the last that can be replayed while the next segment is not there.
+    pub last_whole_record: Option<Lsn>,
     /// The end of valid WAL: the end of the segment when it is full or was switched away from.
     pub end_of_valid: Lsn,
     /// Why the scan ended there.
@@ -86,6 +95,7 @@ pub fn scan_segment(bytes: &[u8], start: Lsn, size: SegmentSize) -> Result<Segme
         timeline: records.timeline(),
         first_record: None,
         last_record: None,
+        last_whole_record: None,
         end_of_valid: start,
         stopped: StopReason::EndOfInput,
         records: 0,
@@ -96,9 +106,13 @@ pub fn scan_segment(bytes: &[u8], start: Lsn, size: SegmentSize) -> Result<Segme
     for record in records.by_ref() {
         scan.first_record = scan.first_record.or(Some(record.lsn));
         scan.last_record = Some(record.lsn);
+        if record.is_whole {
+            scan.last_whole_record = Some(record.lsn);
+        }
         scan.records += 1;
         if let Some(end) = record.transaction_end() {
             match &mut scan.transactions {
+                Some(span) if !record.is_whole => span.add_torn(end),
                 Some(span) => span.add(end),
                 none => *none = Some(TransactionSpan::of(end)),
             }
@@ -154,6 +168,7 @@ mod tests {
     fn a_real_segment_scans_as_pg_waldump_reads_it() {
         let scan = scan(NINE);
         assert_eq!((scan.first_record, scan.last_record), (Some(Lsn(0x90_0028)), Some(Lsn(0x90_B958))));
+        assert_eq!(scan.last_whole_record, scan.last_record);
         assert_eq!(scan.records, 156);
         assert!(scan.switched && scan.is_complete());
         assert_eq!(scan.end_of_valid, Lsn(0xA0_0000));
@@ -205,6 +220,7 @@ mod tests {
         let first = scan("00000001000000000000000A");
         assert_eq!((first.first_record, first.last_record, first.records), (Some(Lsn(0xA0_0028)), Some(Lsn(0xA0_0028)), 1));
         assert!(first.is_complete() && !first.switched);
+        assert_eq!(first.last_whole_record, None);
         let second = scan("00000001000000000000000B");
         assert_eq!((second.first_record, second.records), (None, 0));
         assert!(second.is_complete());
