@@ -57,7 +57,7 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Check(args) => commands::inspect::check(cli, printer, args).await,
             Command::Scrub(args) => commands::inspect::scrub(cli, printer, args).await,
             Command::Key(command) => commands::key::run(cli, printer, command).await,
-            Command::Demo(args) => commands::demo::run(printer, args).await,
+            Command::Demo(args) => Box::pin(commands::demo::run(printer, args)).await,
             Command::Completions(args) => Ok(commands::completions::run(args)),
         }
     });

@@ -143,11 +143,11 @@ impl Demo<'_> {
         self.done("start a new PostgreSQL cluster", began, "")?;
 
         let began = Instant::now();
-        let connection = workspace.connection(&server.conninfo())?;
+        let connection = workspace::connection(&server)?;
         let cluster = workspace.init(&server).await?;
         let archiver = Archiver::start(&cluster, &connection);
         let outcome = match self.done("create an encrypted vault, stream WAL to it", began, "") {
-            Ok(()) => self.lose_and_restore(args, install, workspace, &cluster, &connection, &archiver).await,
+            Ok(()) => Box::pin(self.lose_and_restore(args, install, workspace, &cluster, &connection, &archiver)).await,
             Err(error) => Err(error),
         };
         let began = Instant::now();
@@ -236,7 +236,7 @@ impl Demo<'_> {
         self.done("restore to the noted time: replay WAL", began, format_args!("from {}", manifest.start_lsn))?;
 
         let began = Instant::now();
-        let mut sql = Connection::connect(&workspace.connection(&server.conninfo())?, Mode::Sql).await?;
+        let mut sql = Connection::connect(&workspace::connection(&server)?, Mode::Sql).await?;
         let restored = Orders::read(&mut sql).await?;
         sql.close().await;
         workspace::end(server).await?;

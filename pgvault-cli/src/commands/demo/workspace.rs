@@ -24,6 +24,11 @@ pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T>
     tokio::task::spawn_blocking(work).await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?
 }
 
+/// Where the engine finds a server. Nothing of the caller's environment takes part.
+pub(super) fn connection(server: &Server) -> Result<ConnInfo> {
+    ConnInfo::parse(&server.conninfo(), &|_| None)
+}
+
 /// Stops a server and removes its socket folder.
 pub(super) async fn end(server: Server) -> Result<()> {
     blocking(move || {
@@ -85,17 +90,11 @@ impl Workspace {
         blocking(move || Ok(builder.start()?)).await
     }
 
-    /// Where the engine finds a server. Nothing of the caller's environment takes part.
-    pub(super) fn connection(&self, conninfo: &str) -> Result<ConnInfo> {
-        ConnInfo::parse(conninfo, &|_| None)
-    }
-
     /// Writes the configuration and does what `pgvault init` does.
     pub(super) async fn init(&self, server: &Server) -> Result<Cluster> {
         let passphrase = self.path().join("passphrase");
-        let random: [u8; 24] = Env::default().random()?;
-        let text: String = random.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.write(&passphrase, &format!("{text}\n"))?;
+        let random = u128::from_le_bytes(Env::default().random()?);
+        self.write(&passphrase, &format!("{random:032x}\n"))?;
         self.write(&self.configuration(), &self.configuration_text(&passphrase, &server.conninfo()))?;
         let config = self.config()?;
         let control = server.pgdata().join("global/pg_control");
