@@ -9,14 +9,14 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use tokio::task::JoinSet;
 use ulid::Ulid;
 
-use crate::crypto::sealed::ObjectReader;
+use crate::crypto::sealed::{ALIGNMENT, FrameDecoder, ObjectReader};
 use crate::format::BLOCK;
 use crate::format::map::{Extent, PackId};
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN};
@@ -33,6 +33,12 @@ const FETCHES: usize = 4;
 
 /// Gaps between wanted frames that are cheaper to read than to skip.
 const COALESCE: u64 = 256 << 10;
+
+/// Threads for each core: while one waits for the disk, another decodes.
+const THREADS_PER_WORKER: usize = 2;
+
+/// Extents of files smaller than this go through the page cache, where they are put together to larger writes.
+const DIRECT_FILE: u64 = 1 << 20;
 
 /// Frames given to a worker at once.
 const FRAMES_PER_JOB: usize = 32;
@@ -116,15 +122,23 @@ impl Writer<'_> {
         let files = Arc::new(files);
         let (send, receive) = async_channel::bounded::<Job>(self.workers * 2);
         let failure: Arc<Mutex<Option<Error>>> = Arc::default();
-        let threads: Vec<_> = (0..self.workers)
+        let direct = Arc::new(AtomicBool::new(true));
+        let threads: Vec<_> = (0..self.workers * THREADS_PER_WORKER)
             .map(|_| {
-                let (receive, failure) = (receive.clone(), failure.clone());
+                let (receive, failure, direct) = (receive.clone(), failure.clone(), direct.clone());
                 let (cluster, progress, written) = (self.cluster.clone(), self.progress.clone(), self.written.clone());
                 tokio::task::spawn_blocking(move || {
+                    let fail = |error| {
+                        let _ = failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                        let _ = receive.close();
+                    };
+                    let mut decoder = match FrameDecoder::new() {
+                        Ok(decoder) => decoder,
+                        Err(error) => return fail(error),
+                    };
                     while let Ok(job) = receive.recv_blocking() {
-                        if let Err(error) = work(&cluster, &job, &progress, &written) {
-                            let _ = failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                            let _ = receive.close();
+                        if let Err(error) = work(&cluster, &job, &mut decoder, &direct, &progress, &written) {
+                            fail(error);
                         }
                     }
                 })
@@ -249,45 +263,86 @@ async fn fetch_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result
 }
 
 /// Decodes a job's frames and writes their blocks.
-fn work(cluster: &Cluster, job: &Job, progress: &SharedProgress, written: &AtomicU64) -> Result<()> {
-    let mut open: Option<(u32, File)> = None;
-    let mut decoded: Option<(u32, Vec<u8>)> = None;
-    for want in &job.wants {
-        let raw = match &decoded {
-            Some((frame, raw)) if *frame == want.frame => raw,
-            _ => &decoded.insert((want.frame, decode(cluster, job, want.frame)?)).1,
-        };
-        let Some(file) = job.files.get(want.file as usize) else { continue };
-        let offset = want.block * BLOCK as u64;
-        let start = want.slot as usize * BLOCK;
-        let len = (u64::from(want.blocks) * BLOCK as u64).min(file.len.saturating_sub(offset));
-        let bytes = usize::try_from(len).ok().and_then(|len| raw.get(start..start + len)).ok_or_else(|| {
-            Error::new(ErrorKind::Corrupt, "map.slot", format!("{}: its map points behind the end of a frame", file.name))
-        })?;
-        if open.as_ref().is_none_or(|(number, _)| *number != want.file) {
-            open = Some((want.file, open_existing(&file.path).map_err(|e| Error::io("open", &file.path, e))?));
+fn work(
+    cluster: &Cluster,
+    job: &Job,
+    decoder: &mut FrameDecoder,
+    direct: &AtomicBool,
+    progress: &SharedProgress,
+    written: &AtomicU64,
+) -> Result<()> {
+    let mut open: Option<(u32, Output)> = None;
+    let mut rest = &job.wants[..];
+    while let Some(frame) = rest.first().map(|want| want.frame) {
+        let (wants, later) = rest.split_at(rest.iter().take_while(|want| want.frame == frame).count());
+        rest = later;
+        let raw = decode(cluster, job, frame, decoder)?;
+        for want in wants {
+            let Some(file) = job.files.get(want.file as usize) else { continue };
+            let offset = want.block * BLOCK as u64;
+            let start = want.slot as usize * BLOCK;
+            let len = (u64::from(want.blocks) * BLOCK as u64).min(file.len.saturating_sub(offset));
+            let bytes = usize::try_from(len).ok().and_then(|len| raw.get(start..start + len)).ok_or_else(|| {
+                Error::new(ErrorKind::Corrupt, "map.slot", format!("{}: its map points behind the end of a frame", file.name))
+            })?;
+            if open.as_ref().is_none_or(|(number, _)| *number != want.file) {
+                open = Some((want.file, Output::open(file, direct).map_err(|e| Error::io("open", &file.path, e))?));
+            }
+            if let Some((_, output)) = &open {
+                output.write(bytes, offset, direct).map_err(|e| Error::io("write", &file.path, e))?;
+            }
+            let _ = written.fetch_add(len, Ordering::Relaxed);
+            progress.advance(len);
         }
-        if let Some((_, handle)) = &open {
-            handle.write_all_at(bytes, offset).map_err(|e| Error::io("write", &file.path, e))?;
-        }
-        let _ = written.fetch_add(len, Ordering::Relaxed);
-        progress.advance(len);
     }
     Ok(())
 }
 
-fn decode(cluster: &Cluster, job: &Job, frame: u32) -> Result<Vec<u8>> {
+fn decode<'a>(cluster: &Cluster, job: &Job, frame: u32, decoder: &'a mut FrameDecoder) -> Result<&'a [u8]> {
     let lost = || Error::new(ErrorKind::Corrupt, "pack.frame", format!("pack {}: frame {frame} was not fetched", job.pack));
     let entry = job.reader.frames().get(frame as usize).ok_or_else(lost)?;
     let piece = job.pieces.iter().rev().find(|(start, _)| *start <= entry.offset).ok_or_else(lost)?;
     let from = usize::try_from(entry.offset - piece.0).map_err(|_| lost())?;
     let sealed = piece.1.get(from..from + entry.sealed_len as usize).ok_or_else(lost)?;
-    let path = cluster.path(&layout::pack(job.pack));
-    job.reader.decode(cluster.keys(), frame, sealed).map_err(|e| Error::from(e).context(path))
+    let path = || cluster.path(&layout::pack(job.pack));
+    job.reader.decode_with(cluster.keys(), frame, sealed, decoder).map_err(|e| Error::from(e).context(path()))
 }
 
-fn open_existing(path: &Path) -> io::Result<File> {
-    OpenOptions::new().write(true).custom_flags(no_follow()).open(path)
+/// An open file of the restored cluster.
+///
+/// Large files are written past the page cache: a restore writes each byte once and reads none again, and copying into
+/// fresh cache pages took as long as decoding (docs/decisions/0005). Whatever cannot be written so (a file system without
+/// it, the odd bytes at a file's end) goes through the cache.
+struct Output {
+    cached: File,
+    direct: Option<File>,
+}
+
+impl Output {
+    fn open(file: &TargetFile, direct: &AtomicBool) -> io::Result<Self> {
+        let flags = |more: rustix::fs::OFlags| i32::try_from((rustix::fs::OFlags::NOFOLLOW | more).bits()).unwrap_or(0);
+        let open = |flags| OpenOptions::new().write(true).custom_flags(flags).open(&file.path);
+        let cached = open(flags(rustix::fs::OFlags::empty()))?;
+        let wanted = file.len >= DIRECT_FILE && direct.load(Ordering::Relaxed);
+        let direct = if wanted { open(flags(rustix::fs::OFlags::DIRECT)).ok() } else { None };
+        Ok(Self { cached, direct })
+    }
+
+    fn write(&self, bytes: &[u8], offset: u64, allowed: &AtomicBool) -> io::Result<()> {
+        let is_aligned = bytes.as_ptr().align_offset(ALIGNMENT) == 0
+            && bytes.len().is_multiple_of(ALIGNMENT)
+            && offset.is_multiple_of(ALIGNMENT as u64);
+        if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned && allowed.load(Ordering::Relaxed)) {
+            match direct.write_all_at(bytes, offset) {
+                // A device with larger sectors, or a file system that only pretends.
+                Err(e) if e.raw_os_error() == Some(rustix::io::Errno::INVAL.raw_os_error()) => {
+                    allowed.store(false, Ordering::Relaxed);
+                }
+                written => return written,
+            }
+        }
+        self.cached.write_all_at(bytes, offset)
+    }
 }
 
 /// Creates a file of `len` zero bytes that must not exist yet.
