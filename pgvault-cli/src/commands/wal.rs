@@ -90,10 +90,19 @@ pub(crate) async fn stream(cli: &Cli, printer: &Printer, args: &StreamArgs) -> R
         tokio::select! {
             ended = &mut streaming => return ended.map(|()| Status::Done),
             Some(event) = told.recv() => tell(printer, &event),
-            _ = terminate.recv() => drop(stop.send(true)),
-            _ = interrupt.recv() => drop(stop.send(true)),
+            _ = terminate.recv() => end(&stop)?,
+            _ = interrupt.recv() => end(&stop)?,
         }
     }
+}
+
+/// The first signal lets the stream store and confirm what it has received; the second does not wait for the store.
+fn end(stop: &tokio::sync::watch::Sender<bool>) -> Result<()> {
+    if stop.send_replace(true) {
+        return Err(Error::new(ErrorKind::Failed, "interrupted", "stopped before everything received was stored")
+            .with_hint("nothing is lost: the replication slot keeps what was not confirmed"));
+    }
+    Ok(())
 }
 
 fn tell(printer: &Printer, event: &StreamEvent) {
