@@ -128,14 +128,23 @@ fn a_restore_to_any_target_holds_exactly_what_was_committed_there() {
     let server = site.start(site.cluster("main").config(site.archiving()));
     let _ = sql(&server, "create extension amcheck; create table journal(id bigserial primary key, writer int)");
     let mut init = server.client("pgbench").unwrap();
-    assert_eq!(run({ init.args(["-q", "-i", "-s", "1", "postgres"]); init }).code, Some(0));
+    assert_eq!(
+        run({
+            init.args(["-q", "-i", "-s", "1", "postgres"]);
+            init
+        })
+        .code,
+        Some(0)
+    );
     let begin = lsn(&server, "pg_current_wal_lsn()");
 
     let before_any = sql(&server, "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
     let load = Load::start(&site, &server);
-    let rows = |n: u64| wait_until("the writers wrote", Duration::from_secs(120), || {
-        sql(&server, "select count(*) from journal").parse::<u64>().unwrap() >= n
-    });
+    let rows = |n: u64| {
+        wait_until("the writers wrote", Duration::from_secs(120), || {
+            sql(&server, "select count(*) from journal").parse::<u64>().unwrap() >= n
+        })
+    };
     rows(50);
     let first = site.backup("local");
     let stop: Lsn = first["stop_lsn"].as_str().unwrap().parse().unwrap();
@@ -146,8 +155,7 @@ fn a_restore_to_any_target_holds_exactly_what_was_committed_there() {
     let _ = switch_and_archive(&server);
     let point = lsn(&server, "pg_create_restore_point('before the deploy')");
     let xid: u32 = sql(&server, "insert into journal(writer) values (99) returning xmin").parse().unwrap();
-    let aborted: u32 =
-        sql(&server, "begin; insert into journal(writer) values (98) returning xmin; rollback").parse().unwrap();
+    let aborted: u32 = sql(&server, "begin; insert into journal(writer) values (98) returning xmin; rollback").parse().unwrap();
     // Somebody else's backup must make no difference to the moments before it.
     let second = site.backup("remote");
     rows(now + 700);
@@ -286,7 +294,50 @@ fn the_earlier_backup_is_chosen(site: &Site, first: &serde_json::Value, second: 
     assert_eq!(plan("latest"), second["backup_id"]);
     assert_eq!(plan("immediate"), second["backup_id"]);
     // The same moment, written with another offset.
-    let moved = format!("{}", time(second, "finished_at").to_zoned(jiff::tz::TimeZone::fixed(jiff::tz::offset(2))).strftime("%Y-%m-%dT%H:%M:%S%.f%:z"));
+    let moved = format!(
+        "{}",
+        time(second, "finished_at").to_zoned(jiff::tz::TimeZone::fixed(jiff::tz::offset(2))).strftime("%Y-%m-%dT%H:%M:%S%.f%:z")
+    );
     assert!(moved.ends_with("+02:00"));
     assert_eq!(plan(&moved), second["backup_id"]);
+}
+
+/// An archive of whole segments mostly ends in the middle of a record; what is offered then must be what can be reached.
+#[test]
+fn the_end_of_the_archive_may_cut_a_record_in_two() {
+    let site = Site::new();
+    let server = site.start(site.cluster("main").config(site.archiving()));
+    let _ = sql(&server, "create table t(id int, pad text)");
+    let _ = site.backup("local");
+    let _ = sql(
+        &server,
+        "do $$ begin for i in 1..500 loop insert into t select i, repeat('x', 90) from generate_series(1, 400); commit; end loop; end $$",
+    );
+    let flushed = lsn(&server, "pg_current_wal_flush_lsn()").0;
+    let full = flushed - flushed % MIB16;
+    let name = sql(&server, &format!("select pg_walfile_name('{}')", Lsn(full - 1)));
+    wait_until("the last whole segment is archived", Duration::from_secs(60), || {
+        sql(&server, &format!("select coalesce(last_archived_wal, '') >= '{name}' from pg_stat_archiver")) == "t"
+    });
+    let mut dump = std::process::Command::new(server.install().program("pg_waldump").unwrap());
+    dump.arg("-p").arg(server.pgdata().join("pg_wal")).arg("-s").arg(Lsn(full - 65_536).to_string());
+    dump.arg("-e").arg(lsn(&server, "pg_current_wal_flush_lsn()").to_string());
+    let text = run(dump).stdout;
+    let records = text.lines().filter_map(|line| line.split_once("lsn: ")?.1.split(',').next()?.parse::<Lsn>().ok());
+    let records: Vec<Lsn> = records.filter(|lsn| lsn.0 < full).collect();
+    let (last, before) = (records[records.len() - 1], records[records.len() - 2]);
+    drop(server);
+
+    let rows = |to: &str| {
+        let (restored, _) = site.restore_to(to, &[]);
+        sql(&restored, "select count(*) || ' ' || max(id) from t")
+    };
+    let everything = rows("latest");
+    assert_ne!(everything, "0 ");
+    // Unless the segment happens to end with a record, the last one cannot be replayed.
+    assert_eq!(rows(&format!("lsn:{last}")), everything);
+    assert_eq!(rows(&format!("lsn:{}", Lsn(last.0 - 1))), everything);
+    let _ = rows(&format!("lsn:{before}"));
+    let listed = site.summary(&["list"]);
+    assert_eq!(rows(listed["window"][0]["last"].as_str().unwrap()), everything, "{listed}");
 }

@@ -323,7 +323,8 @@ impl Site {
     /// The file that holds an object whose name ends like this.
     #[track_caller]
     pub fn object(&self, end: &str) -> PathBuf {
-        let mut found: Vec<_> = files_below(&self.vault()).into_iter().filter(|path| path.to_string_lossy().ends_with(end)).collect();
+        let mut found: Vec<_> =
+            files_below(&self.vault()).into_iter().filter(|path| path.to_string_lossy().ends_with(end)).collect();
         assert_eq!(found.len(), 1, "objects that end with {end}: {found:?}");
         found.remove(0)
     }
@@ -474,8 +475,10 @@ pub fn client(server: &Server, program: &str, arguments: &[&str]) -> Running {
 /// Fails the test when a relation of any database is damaged.
 #[track_caller]
 pub fn amcheck(server: &Server) {
-    let databases = sql(server, "select datname from pg_database where datallowconn and datname !~ '^template'");
-    for database in databases.lines() {
+    let databases =
+        sql(server, "select string_agg(datname, E'\\x1f') from pg_database where datallowconn and datname !~ '^template'");
+    // A name may hold a line end.
+    for database in databases.split('\x1f') {
         let _ = server.psql_in(database, "create extension if not exists amcheck").expect("amcheck in every database");
     }
     amcheck_read_only(server);
