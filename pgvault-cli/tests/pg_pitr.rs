@@ -301,3 +301,43 @@ fn the_earlier_backup_is_chosen(site: &Site, first: &serde_json::Value, second: 
     assert!(moved.ends_with("+02:00"));
     assert_eq!(plan(&moved), second["backup_id"]);
 }
+
+/// An archive of whole segments mostly ends in the middle of a record; what is offered then must be what can be reached.
+#[test]
+fn the_end_of_the_archive_may_cut_a_record_in_two() {
+    let site = Site::new();
+    let server = site.start(site.cluster("main").config(site.archiving()));
+    let _ = sql(&server, "create table t(id int, pad text)");
+    let _ = site.backup("local");
+    let _ = sql(
+        &server,
+        "do $$ begin for i in 1..500 loop insert into t select i, repeat('x', 90) from generate_series(1, 400); commit; end loop; end $$",
+    );
+    let flushed = lsn(&server, "pg_current_wal_flush_lsn()").0;
+    let full = flushed - flushed % MIB16;
+    let name = sql(&server, &format!("select pg_walfile_name('{}')", Lsn(full - 1)));
+    wait_until("the last whole segment is archived", Duration::from_secs(60), || {
+        sql(&server, &format!("select coalesce(last_archived_wal, '') >= '{name}' from pg_stat_archiver")) == "t"
+    });
+    let mut dump = std::process::Command::new(server.install().program("pg_waldump").unwrap());
+    dump.arg("-p").arg(server.pgdata().join("pg_wal")).arg("-s").arg(Lsn(full - 65_536).to_string());
+    dump.arg("-e").arg(lsn(&server, "pg_current_wal_flush_lsn()").to_string());
+    let text = run(dump).stdout;
+    let records = text.lines().filter_map(|line| line.split_once("lsn: ")?.1.split(',').next()?.parse::<Lsn>().ok());
+    let records: Vec<Lsn> = records.filter(|lsn| lsn.0 < full).collect();
+    let (last, before) = (records[records.len() - 1], records[records.len() - 2]);
+    drop(server);
+
+    let rows = |to: &str| {
+        let (restored, _) = site.restore_to(to, &[]);
+        sql(&restored, "select count(*) || ' ' || max(id) from t")
+    };
+    let everything = rows("latest");
+    assert_ne!(everything, "0 ");
+    // Unless the segment happens to end with a record, the last one cannot be replayed.
+    assert_eq!(rows(&format!("lsn:{last}")), everything);
+    assert_eq!(rows(&format!("lsn:{}", Lsn(last.0 - 1))), everything);
+    let _ = rows(&format!("lsn:{before}"));
+    let listed = site.summary(&["list"]);
+    assert_eq!(rows(listed["window"][0]["last"].as_str().unwrap()), everything, "{listed}");
+}

@@ -475,8 +475,10 @@ pub fn client(server: &Server, program: &str, arguments: &[&str]) -> Running {
 /// Fails the test when a relation of any database is damaged.
 #[track_caller]
 pub fn amcheck(server: &Server) {
-    let databases = sql(server, "select datname from pg_database where datallowconn and datname !~ '^template'");
-    for database in databases.lines() {
+    let databases =
+        sql(server, "select string_agg(datname, E'\\x1f') from pg_database where datallowconn and datname !~ '^template'");
+    // A name may hold a line end.
+    for database in databases.split('\x1f') {
         let _ = server.psql_in(database, "create extension if not exists amcheck").expect("amcheck in every database");
     }
     amcheck_read_only(server);
