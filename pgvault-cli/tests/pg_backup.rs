@@ -55,22 +55,44 @@ fn t19_t25_t26_tablespaces_hostile_names_unlogged_and_temporary_relations() {
     for (n, path) in spaces.iter().enumerate() {
         let _ = sql(&server, &format!("create tablespace ts{n} location '{}'", path.display()));
     }
-    let _ = sql(&server, "create table t(id int primary key, pad text) tablespace ts0; insert into t select g, md5(g::text) from generate_series(1, 5000) g");
+    let _ = sql(
+        &server,
+        "create table t(id int primary key, pad text) tablespace ts0; insert into t select g, md5(g::text) from generate_series(1, 5000) g",
+    );
     let _ = sql(&server, "create database inside tablespace ts1");
     let _ = server.psql_in("inside", "create table t as select g as id from generate_series(1, 100) g").unwrap();
-    let _ = sql(&server, "create unlogged table u(id serial primary key, pad text); insert into u(pad) select md5(g::text) from generate_series(1, 3000) g; checkpoint");
+    let _ = sql(
+        &server,
+        "create unlogged table u(id serial primary key, pad text); insert into u(pad) select md5(g::text) from generate_series(1, 3000) g; checkpoint",
+    );
     let _ = sql(&server, "create unlogged table u2(id int) tablespace ts0; insert into u2 values (1)");
     for name in HOSTILE {
         let name = quoted(name);
-        let _ = sql(&server, &format!("create role {name}; create database {name} owner {name}; create schema {name}; create table {name}.{name}({name} int)"));
+        let _ = sql(
+            &server,
+            &format!(
+                "create role {name}; create database {name} owner {name}; create schema {name}; create table {name}.{name}({name} int)"
+            ),
+        );
         let database = name.trim_matches('"').replace("\"\"", "\"");
         let _ = server.psql_in(&database, &format!("create table {name}({name} int); insert into {name} values (1), (2)")).unwrap();
     }
-    let temporary = client(&server, "psql", &["-XqAt", "-c", "create temp table gone as select g, md5(g::text) from generate_series(1, 5000) g", "-c", "select pg_sleep(3600)"]);
+    let temporary = client(
+        &server,
+        "psql",
+        &[
+            "-XqAt",
+            "-c",
+            "create temp table gone as select g, md5(g::text) from generate_series(1, 5000) g",
+            "-c",
+            "select pg_sleep(3600)",
+        ],
+    );
     wait_until("the temporary table is there", Duration::from_secs(20), || {
         sql(&server, "select count(*) from pg_class where relname = 'gone' and relpages >= 0 and pg_relation_size(oid) > 0") == "1"
     });
-    let (unlogged, gone) = (path_of(&server, "u"), sql(&server, "select pg_relation_filepath(oid) from pg_class where relname = 'gone'"));
+    let (unlogged, gone) =
+        (path_of(&server, "u"), sql(&server, "select pg_relation_filepath(oid) from pg_class where relname = 'gone'"));
     assert!(server.pgdata().join(&unlogged).metadata().unwrap().len() > 0);
 
     for source in SOURCES {
@@ -116,7 +138,10 @@ fn t19_t25_t26_tablespaces_hostile_names_unlogged_and_temporary_relations() {
         assert_eq!(sql(&restored, "select count(*) from t"), rows);
         assert_eq!(restored.psql_in("inside", "select count(*) from t").unwrap(), "100");
         assert_eq!(sql(&restored, "select count(*) from u; select count(*) from u2"), "0\n0");
-        let _ = sql(&restored, "insert into u(pad) values ('again'); insert into u2 values (2); create table n(id int) tablespace ts2; insert into n values (1)");
+        let _ = sql(
+            &restored,
+            "insert into u(pad) values ('again'); insert into u2 values (2); create table n(id int) tablespace ts2; insert into n values (1)",
+        );
         assert_eq!(sql(&restored, "select count(*) from u where id > 0"), "1");
         for name in HOSTILE {
             let own = quoted(name);
@@ -139,7 +164,10 @@ fn t8_files_that_change_while_they_are_copied() {
     let mut init = server.client("pgbench").unwrap();
     init.args(["-q", "-i", "-s", "2", "postgres"]);
     assert_eq!(run(init).code, Some(0));
-    let _ = sql(&server, "create table grows(id serial, pad text); create table shrinks as select g, repeat('x', 500) as pad from generate_series(1, 4000) g");
+    let _ = sql(
+        &server,
+        "create table grows(id serial, pad text); create table shrinks as select g, repeat('x', 500) as pad from generate_series(1, 4000) g",
+    );
     let script = site.write(
         "churn.sql",
         "\\set n random(1, 1000000000)\n\
@@ -190,7 +218,10 @@ fn t8_files_that_change_while_they_are_copied() {
 fn a_backup_without_an_archiver_is_self_contained() {
     let site = Site::new();
     let server = site.start(site.cluster("main").checksums(false).wal_segment_mib(1).config("archive_mode = off"));
-    let _ = sql(&server, "create table t(id int primary key, pad text); insert into t select g, repeat(md5(g::text), 10) from generate_series(1, 20000) g");
+    let _ = sql(
+        &server,
+        "create table t(id int primary key, pad text); insert into t select g, repeat(md5(g::text), 10) from generate_series(1, 20000) g",
+    );
     for (n, source) in SOURCES.into_iter().enumerate() {
         let backup = site.backup(source);
         check_summary(&backup, source, 1);
@@ -245,7 +276,10 @@ fn segments_of_64_mib_are_stored_as_parts() {
 fn t14_a_forged_bad_page_is_named() {
     let site = Site::new();
     let mut server = site.start(site.cluster("main").config(site.archiving()).config("autovacuum = off"));
-    let _ = sql(&server, "create table t(id int, pad text); insert into t select g, repeat(md5(g::text), 10) from generate_series(1, 2000) g; create table zeroed as select * from t; vacuum t; checkpoint");
+    let _ = sql(
+        &server,
+        "create table t(id int, pad text); insert into t select g, repeat(md5(g::text), 10) from generate_series(1, 2000) g; create table zeroed as select * from t; vacuum t; checkpoint",
+    );
     let (path, zeroed) = (path_of(&server, "t"), path_of(&server, "zeroed"));
     server.stop(Mode::Fast).unwrap();
     let write = |path: &str, at: u64, bytes: &[u8]| {
@@ -294,7 +328,10 @@ fn t14_a_forged_bad_page_is_named() {
     let listed = site.summary(&["list"]);
     assert_eq!(listed["backups"][0]["bad_pages"].as_array().unwrap().len(), if full() { 4 } else { 3 });
     let (restored, _) = site.restore_to("immediate", &[]);
-    assert_eq!(sql(&restored, "select count(*) from zeroed where id < 60"), sql(&server, "select count(*) from zeroed where id < 60"));
+    assert_eq!(
+        sql(&restored, "select count(*) from zeroed where id < 60"),
+        sql(&server, "select count(*) from zeroed where id < 60")
+    );
     assert!(restored.psql("select sum(length(pad)) from t").is_err());
 }
 

@@ -312,7 +312,8 @@ fn stream_acknowledges_only_what_is_stored_and_lets_the_server_stop() {
     let _ = site.backup("remote");
 
     // R2: whatever the moment, the server was told of nothing that is not stored.
-    let script = site.write("writer.sql", "insert into t(pad) select repeat(md5(random()::text), 40) from generate_series(1, 20);\n");
+    let script =
+        site.write("writer.sql", "insert into t(pad) select repeat(md5(random()::text), 40) from generate_series(1, 20);\n");
     let load = client(&server, "pgbench", &["-n", "-c", "4", "-R", "60", "-T", "3600", "-f", script.to_str().unwrap(), "postgres"]);
     let start = lsn(&server, "pg_current_wal_lsn()");
     let (mut looks, mut moved, mut before) = (0, 0, Lsn::INVALID);
