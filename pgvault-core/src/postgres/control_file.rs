@@ -3,14 +3,15 @@
 //! The server rewrites the file in place, so a reader of a running cluster may see half of one version and half of the next. The
 //! CRC tells: [`ControlFileError::Torn`] asks for another read (T13), every other error is final.
 //!
-//! Layouts: `ControlFileData` and `CheckPoint` in `src/include/catalog/pg_control.h`. Only four things moved since 13:
+//! Layouts: `ControlFileData` and `CheckPoint` in `src/include/catalog/pg_control.h`. Only these things moved since 13:
 //!
 //! | `PG_CONTROL_VERSION` | PostgreSQL | what changed in the fields read here |
 //! |---|---|---|
 //! | 1300 | 13 to 16 | |
 //! | 1700 | 17 | `CheckPoint.wal_level` fills what was padding |
 //! | 1800 | 18 | `default_char_signedness` moves the CRC |
-//! | 1902 | 19 | `CheckPoint` grows by 8 bytes (64-bit multixact offsets), `slru_pages_per_segment` follows `relseg_size` |
+//! | 1902 | 19 beta | `CheckPoint` grows by 8 bytes (64-bit multixact offsets), `slru_pages_per_segment` follows `relseg_size` |
+//! | 1905 | 19 rc1 | a second word about checksums follows `data_checksum_version` and moves the CRC |
 //!
 //! The offsets are those of 64-bit platforms, where 8-byte integers are aligned to 8; `maximum data alignment` is checked.
 
@@ -239,6 +240,7 @@ impl Layout {
             1300 | 1700 => Self { checkpoint_time: 104, after_checkpoint: 128, wal_block_size: 224, crc_offset: 288 },
             1800 => Self { checkpoint_time: 104, after_checkpoint: 128, wal_block_size: 224, crc_offset: 292 },
             1902 => Self { checkpoint_time: 112, after_checkpoint: 136, wal_block_size: 236, crc_offset: 304 },
+            1905 => Self { checkpoint_time: 112, after_checkpoint: 136, wal_block_size: 236, crc_offset: 308 },
             _ => return None,
         })
     }
@@ -422,8 +424,11 @@ mod tests {
         };
         // 17: nothing moves. 18: default_char_signedness before the nonce, the CRC aligned to 4.
         // 19: logicalDecodingEnabled (4 of padding, 4 of field) before nextXid; the widened nextMultiOffset eats the old padding
-        // before `time`; dataChecksumState eats the old tail padding; slru_pages_per_segment after relseg_size.
-        for (version, insertions) in [(1700, &[][..]), (1800, &[(256, 1)]), (1902, &[(64, 8), (232, 4)])] {
+        // before `time`; dataChecksumState eats the old tail padding; slru_pages_per_segment after relseg_size. 19 rc1: another word
+        // behind the checksum version.
+        for (version, insertions) in
+            [(1700, &[][..]), (1800, &[(256, 1)]), (1902, &[(64, 8), (232, 4)]), (1905, &[(64, 8), (232, 4), (268, 4)])]
+        {
             let parsed = with_version(version, insertions);
             assert_eq!(parsed, ControlFile { pg_control_version: version, ..original.clone() }, "{version}");
         }
@@ -448,7 +453,7 @@ mod tests {
         /// With the CRC made right, so that the fields are reached.
         #[test]
         fn any_fields_never_panic(
-            version in proptest::sample::select(vec![1300u32, 1700, 1800, 1902]),
+            version in proptest::sample::select(vec![1300u32, 1700, 1800, 1902, 1905]),
             edits in proptest::collection::vec((12usize..304, any::<u8>()), 0..16),
         ) {
             let mut bytes = REAL.to_vec();
