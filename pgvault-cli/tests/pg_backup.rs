@@ -1,6 +1,7 @@
 //! Base backups of real servers, from both sources: what must be in them, what must not, and that they restore.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr)]
+#![expect(clippy::case_sensitive_file_extension_comparisons, reason = "names of objects are what they are")]
 
 mod common;
 
@@ -148,7 +149,10 @@ fn t19_t25_t26_tablespaces_hostile_names_unlogged_and_temporary_relations() {
             assert_eq!(restored.psql_in(name, &format!("select sum({own}) from {own}")).unwrap(), "3", "{name}");
             assert_eq!(sql(&restored, &format!("select count(*) from {own}.{own}")), "0");
         }
-        amcheck(&restored);
+        // Of six databases once is enough.
+        if source == "local" {
+            amcheck(&restored);
+        }
     }
     drop(temporary);
     let backups = site.summary(&["list"])["backups"].clone();
@@ -189,7 +193,7 @@ fn t8_files_that_change_while_they_are_copied() {
         sql(&server, "select (select count(*) from grows) > 1000 and (select count(*) from pgbench_history) > 200") == "t"
     });
     let mut backups = Vec::new();
-    for source in ["local", "remote", "local"] {
+    for source in SOURCES {
         let backup = site.backup(source);
         assert_eq!(backup["bad_pages"].as_array().unwrap().len(), 0, "a page under change is not a bad page: {backup}");
         backups.push(backup["backup_id"].as_str().unwrap().to_owned());
@@ -369,6 +373,8 @@ fn a_backup_from_a_standby_of_an_idle_primary() {
         let listed = site.summary(&["list"]);
         let own = listed["backups"].as_array().unwrap().iter().find(|b| b["backup_id"] == backup["backup_id"]).unwrap().clone();
         assert_eq!(own["from_standby"], true, "{own}");
+        // The idle primary completes no segment: what the backup needs of the open one is a part.
+        assert!(site.wal_objects(1).iter().any(|name| name.ends_with(".part")), "{:?}", site.wal_objects(1));
         for (to, wanted) in [("immediate", Outcome::Paused), ("latest", Outcome::Promoted)] {
             let (restored, outcome) = site.restore_to(to, &["--backup", backup["backup_id"].as_str().unwrap()]);
             assert_eq!(outcome, wanted, "{source} {to}");

@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use common::{Random, Running, Site, amcheck, amcheck_read_only, lsn, run, sql, switch_and_archive, wait_until};
@@ -71,8 +71,8 @@ impl Truth {
 
     /// The rows whose transaction is among these.
     fn rows(&self, ends: &[End]) -> Vec<u64> {
-        let committed: BTreeMap<u32, ()> = ends.iter().filter(|end| end.committed).map(|end| (end.xid, ())).collect();
-        self.rows.iter().filter(|(_, xid, _)| committed.contains_key(xid)).map(|(id, ..)| *id).collect()
+        let committed: BTreeSet<u32> = ends.iter().filter(|end| end.committed).map(|end| end.xid).collect();
+        self.rows.iter().filter(|(_, xid, _)| committed.contains(xid)).map(|(id, ..)| *id).collect()
     }
 
     /// Rows at a moment. Nothing when the order of the WAL and the order of the clock disagree there: a session takes the
@@ -143,7 +143,7 @@ fn a_restore_to_any_target_holds_exactly_what_was_committed_there() {
     let rows = |n: u64| {
         wait_until("the writers wrote", Duration::from_secs(120), || {
             sql(&server, "select count(*) from journal").parse::<u64>().unwrap() >= n
-        })
+        });
     };
     rows(50);
     let first = site.backup("local");
@@ -181,7 +181,7 @@ fn a_restore_to_any_target_holds_exactly_what_was_committed_there() {
     while targets.len() < wanted {
         let mut time = i64::try_from(random.between(from, u64::try_from(end_time).unwrap())).unwrap();
         // Half of them exactly the moment of a commit: `at or before` includes it.
-        if targets.len() % 2 == 0 {
+        if targets.len().is_multiple_of(2) {
             time = truth.ends.iter().map(|end| end.time).filter(|end| *end >= time).min().unwrap();
         }
         let Some(rows) = truth.at_time(time) else { continue };

@@ -66,7 +66,7 @@ fn t27_a_delta_restore_over_a_dirty_directory_equals_a_fresh_one() {
     let files = relations(&dirty, 24 << 10);
     assert!(files.len() > 8, "{files:?}");
     // Extended, truncated to pages, truncated inside a page, emptied.
-    fs::OpenOptions::new().append(true).open(&files[0]).unwrap().write_all(&[7; 3 * 8192]).unwrap();
+    fs::OpenOptions::new().append(true).open(&files[0]).unwrap().write_all(&vec![7; 3 * 8192]).unwrap();
     fs::OpenOptions::new().write(true).open(&files[1]).unwrap().set_len(8192).unwrap();
     fs::OpenOptions::new().write(true).open(&files[2]).unwrap().set_len(9000).unwrap();
     fs::write(&files[3], b"").unwrap();

@@ -309,7 +309,8 @@ fn stream_acknowledges_only_what_is_stored_and_lets_the_server_stop() {
     // R2: whatever the moment, the server was told of nothing that is not stored.
     let script =
         site.write("writer.sql", "insert into t(pad) select repeat(md5(random()::text), 40) from generate_series(1, 20);\n");
-    let load = client(&server, "pgbench", &["-n", "-c", "4", "-R", "60", "-T", "3600", "-f", script.to_str().unwrap(), "postgres"]);
+    let load =
+        client(&server, "pgbench", &["-n", "-c", "4", "-R", "200", "-T", "3600", "-f", script.to_str().unwrap(), "postgres"]);
     let start = lsn(&server, "pg_current_wal_lsn()");
     let (mut looks, mut moved, mut before) = (0, 0, Lsn::INVALID);
     wait_until("some segments were streamed", Duration::from_secs(120), || {
@@ -394,7 +395,7 @@ fn stop_with_the_store_down(site: &Site, server: &mut Server) {
     let began = Instant::now();
     server.stop(Mode::Fast).unwrap();
     let took = began.elapsed();
-    assert!(took < Duration::from_secs(20), "with the store down the stop took {took:?}");
+    assert!(took < Duration::from_secs(5), "with the store down the stop took {took:?}");
     assert!(stream.is_running(), "trouble with the store is no reason to give up");
     mode(0o700);
     server.start().unwrap();

@@ -4,6 +4,7 @@
 //! folder that is removed with the [`Site`].
 
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::missing_errors_doc)]
+#![expect(clippy::case_sensitive_file_extension_comparisons, reason = "names of objects are what they are")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -294,8 +295,7 @@ impl Site {
     #[track_caller]
     pub fn restore_to(&self, to: &str, more: &[&str]) -> (Server, Outcome) {
         let pgdata = self.restore(to, more);
-        let recovered = self.recover(&pgdata);
-        recovered
+        self.recover(&pgdata)
     }
 
     /// Starts `wal stream`; its output goes to files for the moment when a test fails.
