@@ -80,7 +80,7 @@ async fn back_up_and_restore(conninfo: &str, pgdata: &str, vault: &str, target: 
     let manifest = backup(&cluster, &options).await?;
     println!("took {}: {} bytes, {} stored", manifest.id, manifest.source_bytes, manifest.stored_bytes);
 
-    for snapshot in snapshot::list(&cluster).await? {
+    for snapshot in snapshot::list(&cluster).await?.snapshots {
         println!("there is {} of {}", snapshot.manifest.id, snapshot.manifest.finished_at);
     }
 

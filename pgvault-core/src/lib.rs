@@ -44,7 +44,7 @@
 //! vault.create_cluster(&name, &[Wrap::Passphrase("correct horse".into())]).await?;
 //!
 //! let cluster = vault.unlock(&name, &Unlock::Passphrase("correct horse".into())).await?;
-//! assert!(snapshot::list(&cluster).await?.is_empty());
+//! assert!(snapshot::list(&cluster).await?.snapshots.is_empty());
 //!
 //! let refused = vault.unlock(&name, &Unlock::Passphrase("wrong".into())).await.unwrap_err();
 //! assert_eq!(refused.kind(), pgvault_core::ErrorKind::WrongKey);
