@@ -1,6 +1,5 @@
 //! The stages that every byte of a backup, a restore or a WAL segment passes through, each alone on one thread.
 
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 #![expect(clippy::unwrap_used, reason = "a benchmark may end with a panic")]
 
 use std::hint::black_box;
@@ -130,9 +129,8 @@ fn tables(c: &mut Criterion) {
     let _ = c.bench_function("map of 1 GiB, encode", |b| b.iter(|| map.encode()));
     let _ = c.bench_function("map of 1 GiB, parse", |b| b.iter(|| FileMap::parse(&encoded, 1 << 30).unwrap()));
 
-    let packs: Vec<PackRef> = (0..10_000u128)
-        .map(|n| PackRef { id: n.to_be_bytes(), size: 32 << 20, footer_len: 6000, sha256: [9; 32] })
-        .collect();
+    let packs: Vec<PackRef> =
+        (0..10_000u128).map(|n| PackRef { id: n.to_be_bytes(), size: 32 << 20, footer_len: 6000, sha256: [9; 32] }).collect();
     let encoded = pack_table::encode(&packs);
     let _ = c.bench_function("table of 10,000 packs, parse", |b| b.iter(|| pack_table::parse(&encoded).unwrap()));
 
