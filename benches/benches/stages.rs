@@ -1,6 +1,5 @@
 //! The stages that every byte of a backup, a restore or a WAL segment passes through, each alone on one thread.
 
-#![expect(missing_docs, reason = "criterion's macros make public items")]
 #![expect(clippy::unwrap_used, reason = "a benchmark may end with a panic")]
 
 use std::hint::black_box;

@@ -3,7 +3,7 @@
 //! Workers compress in parallel; only sealing and appending, a tenth of the work, happens under the lock. One open pack
 //! instead of one per worker keeps a file's regions together, which is what a restore reads.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use ulid::Ulid;
 
@@ -18,10 +18,43 @@ use crate::vault::{Cluster, layout};
 pub(super) struct FinishedPack {
     pub(super) id: Ulid,
     pub(super) object: SealedObject,
+    /// Given back when the pack is in the store.
+    pub(super) memory: Permit,
 }
 
-/// Takes finished packs; blocks while the store is behind, which is what bounds memory.
+/// How many packs may be in memory: open, waiting or on their way to the store.
+///
+/// Without it every worker of a machine with many cores could hold a full pack while the store is slow.
+#[derive(Debug)]
+struct Memory {
+    free: Mutex<usize>,
+    freed: Condvar,
+}
+
+/// The right to hold one pack.
+#[derive(Debug)]
+pub(super) struct Permit(Arc<Memory>);
+
+impl Memory {
+    fn wait(self: &Arc<Self>) -> Permit {
+        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = self.freed.wait_while(free, |free| *free == 0).unwrap_or_else(PoisonError::into_inner);
+        *free -= 1;
+        Permit(self.clone())
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        *self.0.free.lock().unwrap_or_else(PoisonError::into_inner) += 1;
+        self.0.freed.notify_one();
+    }
+}
+
+/// Takes finished packs.
 pub(super) type Uploads = tokio::sync::mpsc::Sender<FinishedPack>;
+
+type OpenPack = (Ulid, SealedWriter, Permit);
 
 /// The open pack of one kind.
 #[derive(Debug)]
@@ -29,13 +62,16 @@ pub(super) struct Packer {
     cluster: Cluster,
     kind: Kind,
     target: usize,
-    open: Mutex<Option<(Ulid, SealedWriter)>>,
+    open: Mutex<Option<OpenPack>>,
+    memory: Arc<Memory>,
     uploads: Uploads,
 }
 
 impl Packer {
-    pub(super) fn new(cluster: Cluster, kind: Kind, target: usize, uploads: Uploads) -> Self {
-        Self { cluster, kind, target, open: Mutex::new(None), uploads }
+    /// `packs` may be in memory at once, the open one included.
+    pub(super) fn new(cluster: Cluster, kind: Kind, target: usize, packs: usize, uploads: Uploads) -> Self {
+        let memory = Arc::new(Memory { free: Mutex::new(packs.max(2)), freed: Condvar::new() });
+        Self { cluster, kind, target, open: Mutex::new(None), memory, uploads }
     }
 
     /// Appends frames that must stay together; returns the pack and the number of the first.
@@ -43,13 +79,15 @@ impl Packer {
         let full;
         let place = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-            let (id, writer) = match &mut *open {
+            let (id, writer, _) = match &mut *open {
                 Some(open) => open,
                 none => {
+                    // Everybody waits here while the store is behind, which is what bounds memory.
+                    let memory = self.memory.wait();
                     let id = self.cluster.env().new_id()?;
                     let capacity = self.target + self.target / 16;
                     let writer = SealedWriter::new(self.cluster.env(), self.cluster.keys(), self.kind, layout::pack(id), capacity)?;
-                    none.insert((id, writer))
+                    none.insert((id, writer, memory))
                 }
             };
             let mut first = None;
@@ -76,9 +114,9 @@ impl Packer {
         }
     }
 
-    fn send(&self, (id, writer): (Ulid, SealedWriter)) {
+    fn send(&self, (id, writer, memory): OpenPack) {
         // The uploader is gone only after an error that it reports itself.
-        let _ = self.uploads.blocking_send(FinishedPack { id, object: writer.finish(Vec::new()) });
+        let _ = self.uploads.blocking_send(FinishedPack { id, object: writer.finish(Vec::new()), memory });
     }
 }
 
@@ -108,10 +146,10 @@ mod tests {
         let cluster = vault.unlock(&name, &Unlock::Passphrase("secret".into())).await.unwrap();
         let (uploads, mut finished) = tokio::sync::mpsc::channel(64);
         let target = 1 << 20;
-        let packer = Packer::new(cluster.clone(), Kind::Data, target, uploads);
+        let packer = Packer::new(cluster.clone(), Kind::Data, target, 4, uploads);
         let keys = cluster.keys().clone();
         let frames = 41;
-        tokio::task::spawn_blocking(move || {
+        let packing = tokio::task::spawn_blocking(move || {
             let mut encoder = FrameEncoder::new(1).unwrap();
             for _ in 0..frames {
                 let raw: Vec<u8> = Env::default().random::<{ 256 << 10 }>().unwrap().to_vec();
@@ -119,15 +157,15 @@ mod tests {
                 let _ = packer.append(&[frame]).unwrap();
             }
             packer.finish();
-        })
-        .await
-        .unwrap();
+        });
         let mut seen = 0;
+        // Each pack's memory is given back when it is dropped here.
         while let Some(pack) = finished.recv().await {
             assert!(pack.object.bytes.len() < target + (300 << 10), "{}", pack.object.bytes.len());
             let reader = ObjectReader::open_whole(cluster.keys(), Kind::Data, &pack.object.name, &pack.object.bytes).unwrap();
             seen += reader.frames().len();
         }
+        packing.await.unwrap();
         assert_eq!(seen, frames);
     }
 }

@@ -31,7 +31,9 @@ const READ_RUN: u32 = 64;
 /// PUTs in flight.
 const UPLOADS: usize = 4;
 
-/// Memory for packs: one open, one waiting, [`UPLOADS`] in flight.
+/// Packs in memory: one open, one being hashed, one waiting, [`UPLOADS`] in flight. About 250 MiB, and maps up to 50 MiB.
+const DATA_PACKS: usize = UPLOADS + 3;
+const META_PACKS: usize = 3;
 pub(super) const PACK_TARGET: usize = 31 << 20;
 pub(super) const META_TARGET: usize = 16 << 20;
 
@@ -65,8 +67,8 @@ impl Pipeline {
             rules,
             digest: cluster.keys().digest().clone(),
             level,
-            data: Packer::new(cluster.clone(), Kind::Data, PACK_TARGET, uploads.clone()),
-            meta: Packer::new(cluster.clone(), Kind::Meta, META_TARGET, uploads),
+            data: Packer::new(cluster.clone(), Kind::Data, PACK_TARGET, DATA_PACKS, uploads.clone()),
+            meta: Packer::new(cluster.clone(), Kind::Meta, META_TARGET, META_PACKS, uploads),
             progress,
             failure: failure.clone(),
             entries: Mutex::default(),
@@ -183,9 +185,11 @@ async fn upload(
         }
         let cluster = cluster.clone();
         let _ = running.spawn(async move {
-            cluster.put_once(&pack.object).await?;
-            let size = pack.object.bytes.len() as u64;
-            Ok(PackRef { id: pack.id.to_bytes(), size, footer_len: pack.object.footer_len, sha256: pack.object.sha256 })
+            let FinishedPack { id, object, memory } = pack;
+            cluster.put_once(&object).await?;
+            let size = object.bytes.len() as u64;
+            drop((object.bytes, memory));
+            Ok(PackRef { id: id.to_bytes(), size, footer_len: object.footer_len, sha256: object.sha256 })
         });
     }
     while !running.is_empty() {

@@ -1,12 +1,13 @@
 //! From packs to files.
 //!
-//! Files are taken in batches; within a batch the wanted frames are grouped by pack, each pack is fetched once (whole, or
-//! the ranges that are needed), and worker threads decode frames and write blocks to their places. Every frame is
+//! Files are taken in batches; within a batch the wanted frames are grouped by pack, what is needed of each pack is fetched
+//! once, in pieces, and worker threads decode frames and write blocks to their places. Every frame is
 //! authenticated and its digest compared before a byte of it is written.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -30,6 +31,10 @@ pub(super) const BATCH_EXTENTS: usize = 500_000;
 
 /// Packs fetched at once.
 const FETCHES: usize = 4;
+
+/// The most that is read with one request. Decoding begins as soon as the first of a pack's pieces is there, and a piece is
+/// freed when its frames are written, so memory does not depend on the size of packs.
+const PIECE: u64 = 8 << 20;
 
 /// Gaps between wanted frames that are cheaper to read than to skip.
 const COALESCE: u64 = 256 << 10;
@@ -99,7 +104,9 @@ impl Batch {
 /// Frames of one pack, ready to be decoded.
 struct Job {
     reader: Arc<ObjectReader>,
-    pieces: Arc<Vec<(u64, Bytes)>>,
+    /// Where in the pack `bytes` begin.
+    start: u64,
+    bytes: Bytes,
     pack: Ulid,
     wants: Vec<Want>,
     files: Arc<Vec<TargetFile>>,
@@ -175,26 +182,30 @@ impl Writer<'_> {
             let (cluster, files, send) = (self.cluster.clone(), files.clone(), send.clone());
             wants.sort_by_key(|w| (w.frame, w.file, w.block));
             let _ = running.spawn(async move {
-                let (reader, pieces) = fetch_pack(&cluster, &known, &wants).await?;
-                let (reader, pieces) = (Arc::new(reader), Arc::new(pieces));
-                let mut rest = &wants[..];
-                while !rest.is_empty() {
-                    // Cut between frames, so that none is decoded twice.
-                    let mut cut = FRAMES_PER_JOB.min(rest.len());
-                    while cut < rest.len() && rest.get(cut).map(|w| w.frame) == rest.get(cut - 1).map(|w| w.frame) {
-                        cut += 1;
-                    }
-                    let (now, later) = rest.split_at(cut);
-                    rest = later;
-                    let job = Job {
-                        reader: reader.clone(),
-                        pieces: pieces.clone(),
-                        pack: Ulid::from_bytes(known.id),
-                        wants: now.to_vec(),
-                        files: files.clone(),
-                    };
-                    if send.send(job).await.is_err() {
-                        break;
+                let pack = open_pack(&cluster, &known).await?;
+                for (range, wants) in pieces(&pack, &wants)? {
+                    let start = range.start;
+                    let bytes = cluster.store().get_range(&pack.path, range).await.map_err(|e| lost(&pack.path, e))?;
+                    let mut rest = wants;
+                    while !rest.is_empty() {
+                        // Cut between frames, so that none is decoded twice.
+                        let mut cut = FRAMES_PER_JOB.min(rest.len());
+                        while cut < rest.len() && rest.get(cut).map(|w| w.frame) == rest.get(cut - 1).map(|w| w.frame) {
+                            cut += 1;
+                        }
+                        let (now, later) = rest.split_at(cut);
+                        rest = later;
+                        let job = Job {
+                            reader: pack.reader.clone(),
+                            start,
+                            bytes: bytes.clone(),
+                            pack: Ulid::from_bytes(known.id),
+                            wants: now.to_vec(),
+                            files: files.clone(),
+                        };
+                        if send.send(job).await.is_err() {
+                            return Ok(());
+                        }
                     }
                 }
                 Ok(())
@@ -215,51 +226,58 @@ fn joined(result: Option<Result<Result<()>, tokio::task::JoinError>>) -> Result<
     }
 }
 
-/// Fetches what is wanted of a pack: all of it when most is wanted, coalesced ranges otherwise.
-async fn fetch_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<(ObjectReader, Vec<(u64, Bytes)>)> {
-    let id = Ulid::from_bytes(pack.id);
-    let relative = layout::pack(id);
+/// A pack whose frame table is known.
+struct OpenPack {
+    path: String,
+    reader: Arc<ObjectReader>,
+}
+
+async fn open_pack(cluster: &Cluster, pack: &PackRef) -> Result<OpenPack> {
+    let relative = layout::pack(Ulid::from_bytes(pack.id));
     let path = cluster.path(&relative);
-    let lost = |e: Error| {
-        if e.kind() == ErrorKind::NotFound {
-            Error::new(ErrorKind::Corrupt, "pack.missing", format!("{path} is missing from the vault")).with_hint(
-                "run `pgvault check` to see which backups it hurts; restore the object from the store's versions or a vault copy",
-            )
-        } else {
-            e
-        }
-    };
-    let corrupt = |e: crate::format::FormatError| Error::from(e).context(&path);
     let footer_start = pack.size.saturating_sub(TAIL_LEN as u64 + u64::from(pack.footer_len));
-    let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(lost)?;
-    // Most restores want whole packs: the first request decides.
-    let mut frames: Vec<u32> = wants.iter().map(|w| w.frame).collect();
-    frames.dedup();
-    let head = cluster.store().get_range(&path, 0..HEADER_LEN as u64).await.map_err(lost)?;
-    let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer).map_err(corrupt)?;
-    let entries = frames.iter().map(|f| reader.frames().get(*f as usize).copied());
-    let entries = entries.collect::<Option<Vec<_>>>().ok_or_else(|| {
-        Error::new(ErrorKind::Corrupt, "map.frame", format!("{path}: a file map points to a frame that the pack does not have"))
-    })?;
-    let wanted: u64 = entries.iter().map(|e| u64::from(e.sealed_len)).sum();
-    if wanted * 4 >= pack.size * 3 {
-        let whole = cluster.store().get_range(&path, 0..pack.size).await.map_err(lost)?;
-        return Ok((reader, vec![(0, whole)]));
+    let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(|e| lost(&path, e))?;
+    let head = cluster.store().get_range(&path, 0..HEADER_LEN as u64).await.map_err(|e| lost(&path, e))?;
+    let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer)
+        .map_err(|e| Error::from(e).context(&path))?;
+    Ok(OpenPack { path, reader: Arc::new(reader) })
+}
+
+fn lost(path: &str, error: Error) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
     }
-    let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
-    for entry in entries {
+    Error::new(ErrorKind::Corrupt, "pack.missing", format!("{path} is missing from the vault")).with_hint(
+        "run `pgvault check` to see which backups it hurts; restore the object from the store's versions or a vault copy",
+    )
+}
+
+/// Cuts what is wanted of a pack, sorted by frame, into ranges that are worth one request each.
+fn pieces<'a>(pack: &OpenPack, wants: &'a [Want]) -> Result<Vec<(Range<u64>, &'a [Want])>> {
+    let mut pieces: Vec<(Range<u64>, &[Want])> = Vec::new();
+    let mut from = 0;
+    for (number, want) in wants.iter().enumerate() {
+        let entry = pack.reader.frames().get(want.frame as usize).ok_or_else(|| {
+            let why = format!("{}: a file map points to a frame that the pack does not have", pack.path);
+            Error::new(ErrorKind::Corrupt, "map.frame", why)
+        })?;
         let end = entry.offset + u64::from(entry.sealed_len);
-        match ranges.last_mut().filter(|last| entry.offset.saturating_sub(last.end) <= COALESCE) {
-            Some(last) => last.end = last.end.max(end),
-            None => ranges.push(entry.offset..end),
+        let fits = |range: &Range<u64>| {
+            let is_near = entry.offset.saturating_sub(range.end) <= COALESCE && end - range.start <= PIECE;
+            is_near || end <= range.end
+        };
+        match pieces.last_mut().filter(|(range, _)| fits(range)) {
+            Some((range, _)) => range.end = range.end.max(end),
+            None => {
+                from = number;
+                pieces.push((entry.offset..end, &[]));
+            }
+        }
+        if let Some((_, inside)) = pieces.last_mut() {
+            *inside = wants.get(from..=number).unwrap_or(&[]);
         }
     }
-    let mut pieces = Vec::with_capacity(ranges.len());
-    for range in ranges {
-        let start = range.start;
-        pieces.push((start, cluster.store().get_range(&path, range).await.map_err(lost)?));
-    }
-    Ok((reader, pieces))
+    Ok(pieces)
 }
 
 /// Decodes a job's frames and writes their blocks.
@@ -301,9 +319,8 @@ fn work(
 fn decode<'a>(cluster: &Cluster, job: &Job, frame: u32, decoder: &'a mut FrameDecoder) -> Result<&'a [u8]> {
     let lost = || Error::new(ErrorKind::Corrupt, "pack.frame", format!("pack {}: frame {frame} was not fetched", job.pack));
     let entry = job.reader.frames().get(frame as usize).ok_or_else(lost)?;
-    let piece = job.pieces.iter().rev().find(|(start, _)| *start <= entry.offset).ok_or_else(lost)?;
-    let from = usize::try_from(entry.offset - piece.0).map_err(|_| lost())?;
-    let sealed = piece.1.get(from..from + entry.sealed_len as usize).ok_or_else(lost)?;
+    let from = entry.offset.checked_sub(job.start).and_then(|from| usize::try_from(from).ok()).ok_or_else(lost)?;
+    let sealed = job.bytes.get(from..from.saturating_add(entry.sealed_len as usize)).ok_or_else(lost)?;
     let path = || cluster.path(&layout::pack(job.pack));
     job.reader.decode_with(cluster.keys(), frame, sealed, decoder).map_err(|e| Error::from(e).context(path()))
 }

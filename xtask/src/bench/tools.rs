@@ -64,7 +64,7 @@ impl Tool {
     }
 }
 
-/// Bytes and number of all files in a folder.
+/// Bytes of all files in a folder, and their number without WAL.
 pub(super) fn size_of(folder: &Path) -> Result<Size> {
     let mut size = Size::default();
     for entry in fs::read_dir(folder)? {
@@ -73,7 +73,9 @@ pub(super) fn size_of(folder: &Path) -> Result<Size> {
         if kind.is_dir() {
             let inner = size_of(&entry.path())?;
             size.bytes += inner.bytes;
-            size.objects += inner.objects;
+            if entry.file_name() != "wal" {
+                size.objects += inner.objects;
+            }
         } else if kind.is_file() {
             size.bytes += entry.metadata()?.len();
             size.objects += 1;
