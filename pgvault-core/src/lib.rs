@@ -10,6 +10,8 @@ pub mod format;
 pub mod postgres;
 pub mod progress;
 pub mod restore;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod vault;
 pub mod wal;
 
