@@ -4,6 +4,7 @@ use pgvault_core::crypto::slot::Wrap;
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{Connection, Mode, SystemId};
 use pgvault_core::vault::Vault;
+use pgvault_core::vault::keyring;
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::{Error, ErrorKind, Result};
 use serde_json::json;
@@ -27,9 +28,13 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result
     let (vault, vault_created) = Vault::create(context.store()?, Env::default()).await?;
     let cluster_created = vault.create_cluster(&cluster, &wraps).await?;
     let opened = vault.unlock(&cluster, &unlock).await?;
+    let completed = keyring::complete(&opened, &wraps).await?;
     let slots = vault.slots(opened.name()).await?;
     printer.line(format_args!("{} the vault at {}", if vault_created { "created" } else { "using" }, vault.store().location()));
     printer.line(format_args!("{} the cluster {cluster} in it", if cluster_created { "created" } else { "using" }));
+    if !cluster_created && !completed.is_empty() {
+        printer.line(format_args!("finished an `init` that was interrupted: {} keys were missing", completed.len()));
+    }
     for slot in &slots {
         printer.line(format_args!("key {} ({})", slot.key_id, slot.describe()));
     }
@@ -61,15 +66,16 @@ async fn find_system_id(config: &pgvault_core::config::ClusterConfig) -> Result<
 
 fn wraps(context: &Context) -> Result<Vec<Wrap>> {
     let vault = &context.config.vault;
-    let mut wraps: Vec<Wrap> = vault.recipients.iter().cloned().map(Wrap::Recipient).collect();
+    // The key that `unlock` uses comes first: with it an interrupted `init` can be finished.
+    let own = match vault.identity_source() {
+        Some(source) => pgvault_core::crypto::slot::recipients_of(&source.read()?)?,
+        None => Vec::new(),
+    };
+    let mut wraps: Vec<Wrap> = own.iter().cloned().map(Wrap::Recipient).collect();
     if let Some(source) = vault.passphrase_source() {
         wraps.push(Wrap::Passphrase(source.read()?));
     }
-    if let Some(source) = vault.identity_source() {
-        let own = pgvault_core::crypto::slot::recipients_of(&source.read()?)?;
-        let own = own.into_iter().filter(|recipient| !vault.recipients.contains(recipient));
-        wraps.extend(own.map(Wrap::Recipient).collect::<Vec<_>>());
-    }
+    wraps.extend(vault.recipients.iter().filter(|recipient| !own.contains(recipient)).cloned().map(Wrap::Recipient));
     if wraps.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "config.no_key", "no key is configured")
             .with_hint("set vault.passphrase_file, vault.identity_file or vault.recipients"));

@@ -13,6 +13,11 @@ use crate::{Result, vault::store::ObjectInfo};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
+    /// A cluster was created, with these key slots. Until this is recorded, an `init` has not finished.
+    ClusterCreated {
+        /// Every slot that there is.
+        key_ids: Vec<Ulid>,
+    },
     /// A base backup was committed.
     BackupCommitted {
         /// The backup.

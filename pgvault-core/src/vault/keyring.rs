@@ -5,7 +5,7 @@ use ulid::Ulid;
 use super::audit::{self, Event};
 use super::{Cluster, layout};
 use crate::crypto::keys::EpochDocument;
-use crate::crypto::slot::{SlotDocument, Wrap};
+use crate::crypto::slot::{Method, SlotDocument, Unlock, Wrap};
 use crate::format::document;
 use crate::{Error, ErrorKind, Result};
 
@@ -18,6 +18,51 @@ pub async fn add(cluster: &Cluster, wrap: &Wrap, label: &str) -> Result<SlotDocu
     cluster.store().put_once(&layout::key_slot(cluster.name(), slot.key_id), document::encode(&slot)?.into()).await?;
     audit::record(cluster, Event::KeyAdded { key_id: slot.key_id }).await?;
     Ok(slot)
+}
+
+/// Finishes the creation of a cluster: adds the slots that an interrupted one did not get to, and records the creation.
+///
+/// Does nothing to a cluster whose creation is recorded, so that a key that was revoked later does not come back. Returns
+/// the slots that were missing.
+///
+/// # Errors
+/// When the store fails or a key is unusable.
+pub async fn complete(cluster: &Cluster, wraps: &[Wrap]) -> Result<Vec<SlotDocument>> {
+    let records = audit::all(cluster).await?;
+    if records.iter().any(|record| matches!(record.event, Event::ClusterCreated { .. })) {
+        return Ok(Vec::new());
+    }
+    let mut slots = cluster.vault().slots(cluster.name()).await?;
+    let mut added = Vec::new();
+    for wrap in wraps {
+        if has_slot(cluster, &slots, wrap).await? {
+            continue;
+        }
+        let slot = SlotDocument::create(cluster.env(), cluster.keys().identity(), cluster.keys().master(), wrap, "init")?;
+        cluster.store().put_once(&layout::key_slot(cluster.name(), slot.key_id), document::encode(&slot)?.into()).await?;
+        slots.push(slot.clone());
+        added.push(slot);
+    }
+    audit::record(cluster, Event::ClusterCreated { key_ids: slots.iter().map(|slot| slot.key_id).collect() }).await?;
+    Ok(added)
+}
+
+/// True when one of the slots was made for this key.
+async fn has_slot(cluster: &Cluster, slots: &[SlotDocument], wrap: &Wrap) -> Result<bool> {
+    let passphrase = match wrap {
+        Wrap::Recipient(wanted) => {
+            return Ok(slots.iter().any(|s| matches!(&s.method, Method::X25519 { recipient, .. } if recipient == wanted)));
+        }
+        Wrap::Passphrase(passphrase) => Unlock::Passphrase(passphrase.clone()),
+    };
+    for slot in slots {
+        let (slot, unlock, identity) = (slot.clone(), passphrase.clone(), *cluster.keys().identity());
+        let opened = tokio::task::spawn_blocking(move || slot.open(&identity, &unlock)).await;
+        if opened.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Removes a slot. The last one cannot be removed: nothing could ever be read again.
