@@ -177,7 +177,8 @@ impl Vault {
     /// Creates a cluster with one slot for each of `wraps`, or leaves an existing one alone; tells which.
     ///
     /// The order matters: the master key exists only in slots, so the first slot is the commit point, and the epoch before
-    /// it is an orphan if the process dies in between.
+    /// it is an orphan if the process dies in between. The first of `wraps` must be the caller's own key: when the process
+    /// dies before the others have a slot, that key opens the cluster and [`keyring::complete`] adds them.
     ///
     /// # Errors
     /// When the store fails or a key is unusable.
@@ -209,10 +210,24 @@ impl Vault {
     /// # Errors
     /// When the store fails or a slot was changed.
     pub async fn slots(&self, cluster: &ClusterName) -> Result<Vec<SlotDocument>> {
+        let objects = self.slot_objects(cluster).await?.into_iter().map(|(name, slot)| {
+            let slot = slot?;
+            // Under another's name, a revocation would remove the wrong one.
+            if name == layout::key_slot(cluster, slot.key_id) {
+                return Ok(slot);
+            }
+            Err(Error::new(ErrorKind::Corrupt, "key.misplaced", format!("{name} holds the slot of {}", slot.key_id)))
+        });
+        objects.collect()
+    }
+
+    /// The objects of a cluster's key slots; an error in place of each slot that was changed.
+    async fn slot_objects(&self, cluster: &ClusterName) -> Result<Vec<(String, Result<SlotDocument>)>> {
         let mut slots = Vec::new();
         for object in self.store.list(&layout::keys(cluster)).await? {
             let bytes = self.store.get(&object.name).await?;
-            slots.push(document::parse::<SlotDocument>("key slot", &bytes).map_err(|e| Error::from(e).context(&object.name))?);
+            let slot = document::parse::<SlotDocument>("key slot", &bytes).map_err(|e| Error::from(e).context(&object.name));
+            slots.push((object.name, slot));
         }
         Ok(slots)
     }
@@ -220,23 +235,43 @@ impl Vault {
     /// Opens a cluster with the first slot that `unlock` fits.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongKey`] when none does; the message names the keys that would open it.
+    /// [`ErrorKind::WrongKey`] when none does; the message names the keys that would open it. [`ErrorKind::Corrupt`] when
+    /// none does and a slot is damaged: it may be the one.
     pub async fn unlock(&self, cluster: &ClusterName, unlock: &Unlock) -> Result<Cluster> {
         let identity = self.identity(cluster);
-        let slots = self.slots(cluster).await?;
+        let (mut slots, mut damaged) = (Vec::new(), None);
+        for (_, slot) in self.slot_objects(cluster).await? {
+            match slot {
+                Ok(slot) => slots.push(slot),
+                // One bad slot must not keep the holder of another key out.
+                Err(error) => damaged = Some(error),
+            }
+        }
         let mut master = None;
         for slot in &slots {
             // Stretching a passphrase takes tens of milliseconds of CPU: off the runtime's threads.
-            let (slot, unlock) = (slot.clone(), unlock.clone());
-            let opened = tokio::task::spawn_blocking(move || slot.open(&identity, &unlock))
+            let (owned, unlock) = (slot.clone(), unlock.clone());
+            let opened = tokio::task::spawn_blocking(move || owned.open(&identity, &unlock))
                 .await
-                .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
-            if opened.is_some() {
-                master = opened;
-                break;
+                .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
+            match opened {
+                Ok(None) => {}
+                Ok(opened) => {
+                    master = opened;
+                    break;
+                }
+                Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
+                Err(error) => damaged = Some(error.context(layout::key_slot(cluster, slot.key_id))),
             }
         }
         let Some(master) = master else {
+            if let Some(error) = damaged {
+                let others: Vec<String> = slots.iter().map(|s| s.key_id.to_string()).collect();
+                return Err(error.with_hint(format!(
+                    "restore the slot from the store's versions or a copy of the vault{}",
+                    if others.is_empty() { String::new() } else { format!(", or use the key of {}", others.join(", ")) }
+                )));
+            }
             if slots.is_empty() {
                 return Err(Error::new(ErrorKind::NoVault, "cluster.no_slots", format!("the cluster {cluster} has no key slot"))
                     .with_hint(
