@@ -1,0 +1,15 @@
+//! What is left when something goes wrong at the worst moment, over a real PostgreSQL and a store that fails on purpose.
+//!
+//! One program of several rooms, because they share a source and its first backup:
+//!
+//! - `matrix`: every operation, a fault at every request it makes.
+//! - `tamper`: every kind of object, changed in every part of it.
+//! - `writers`: many writers at once, keys, hostile names, clocks that run backwards.
+
+// The helpers outside of test functions panic like these.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stderr)]
+
+mod matrix;
+mod source;
+mod tamper;
+mod writers;
