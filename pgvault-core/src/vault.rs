@@ -232,7 +232,8 @@ impl Vault {
     /// Opens a cluster with the first slot that `unlock` fits.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongKey`] when none does; the message names the keys that would open it.
+    /// [`ErrorKind::WrongKey`] when none does; the message names the keys that would open it. [`ErrorKind::Corrupt`] when
+    /// none does and a slot is damaged: it may be the one.
     pub async fn unlock(&self, cluster: &ClusterName, unlock: &Unlock) -> Result<Cluster> {
         let identity = self.identity(cluster);
         let (slots, mut damaged) = self.readable_slots(cluster).await?;
@@ -245,8 +246,16 @@ impl Vault {
             let (owned, key) = (slot.clone(), unlock.clone());
             let opened = tokio::task::spawn_blocking(move || owned.open(&identity, &key))
                 .await
-                .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
-            let Some(opened) = opened else { continue };
+                .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
+            let opened = match opened {
+                Ok(Some(opened)) => opened,
+                Ok(None) => continue,
+                Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
+                Err(error) => {
+                    damaged.push(error.context(layout::key_slot(cluster, slot.key_id)));
+                    continue;
+                }
+            };
             if master.as_ref().is_some_and(|first| !first.is(&opened)) {
                 return Err(Error::new(ErrorKind::Corrupt, "slot.foreign", format!("the key slots of {cluster} disagree"))
                     .with_hint(
@@ -262,10 +271,14 @@ impl Vault {
             }
         }
         let Some(master) = master else {
+            if let Some(error) = damaged.pop() {
+                let others: Vec<String> = slots.iter().map(|s| s.key_id.to_string()).collect();
+                return Err(error.with_hint(format!(
+                    "restore the slot from the store's versions or a copy of the vault{}",
+                    if others.is_empty() { String::new() } else { format!(", or use the key of {}", others.join(", ")) }
+                )));
+            }
             if slots.is_empty() {
-                if let Some(error) = damaged.pop() {
-                    return Err(error);
-                }
                 return Err(Error::new(ErrorKind::NoVault, "cluster.no_slots", format!("the cluster {cluster} has no key slot"))
                     .with_hint(
                         "run `pgvault init`; if it held backups, its slots were deleted: restore them from the store's versions",

@@ -95,7 +95,12 @@ fn push_directory(listing: &mut Listing, path: &str, mode: u32) {
 
 /// Tablespaces are followed, `pg_wal` is emptied, a link to a file is copied as the file, anything else is left out.
 fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &str, listing: &mut Listing) -> Result<()> {
-    let target = fs::read_link(place).map_err(|e| Error::io("read the link", place, e))?;
+    let target = match fs::read_link(place) {
+        Ok(target) => target,
+        // A tablespace that was dropped meanwhile.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io("read the link", place, e)),
+    };
     let followed = fs::metadata(place);
     if parent == "pg_tblspc" {
         let Ok(oid) = name.parse::<u32>() else { return Ok(()) };
@@ -113,12 +118,11 @@ fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &
         });
         listing.tablespaces.push(Tablespace { oid, location });
         let inner = place.join(version_directory);
-        if let Ok(metadata) = fs::metadata(&inner) {
-            let inner_path = format!("{path}/{version_directory}");
-            push_directory(listing, &inner_path, metadata.mode());
-            walk(&inner, &inner_path, version_directory, listing)?;
-        }
-        return Ok(());
+        // A live tablespace always has this directory: one that cannot be seen from here must not be left out in silence.
+        let metadata = fs::metadata(&inner).map_err(|e| Error::io("read the tablespace at", &inner, e))?;
+        let inner_path = format!("{path}/{version_directory}");
+        push_directory(listing, &inner_path, metadata.mode());
+        return walk(&inner, &inner_path, version_directory, listing);
     }
     match followed {
         Ok(metadata) if metadata.is_dir() && exclude::is_emptied(path) => {
@@ -148,6 +152,8 @@ pub(super) async fn copy(pipeline: &Pipeline, pgdata: &Path, listing: &Listing) 
         let task = pipeline.file(path.clone(), metadata.mode() & 0o7777, metadata.len(), Some(file))?;
         pipeline.read(&task).await?;
     }
+    // Only when every page was read does this say how far they may be.
+    pipeline.drained().await?;
     let control = read_control(&pgdata.join(CONTROL)).await?;
     let task = pipeline.file(CONTROL.into(), 0o600, control.len() as u64, None)?;
     pipeline.region(&task, 0, control).await

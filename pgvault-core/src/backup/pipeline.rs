@@ -7,8 +7,10 @@
 //!
 //! Both channels are bounded, so memory is bounded by the number of workers and PUTs in flight, not by the database.
 
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use tokio::task::JoinSet;
 
@@ -71,6 +73,7 @@ impl Pipeline {
             meta: Packer::new(cluster.clone(), Kind::Meta, META_TARGET, META_PACKS, uploads),
             progress,
             failure: failure.clone(),
+            pending: 0.into(),
             entries: Mutex::default(),
             bad_pages: Mutex::default(),
             bad_page_count: 0.into(),
@@ -121,10 +124,26 @@ impl Pipeline {
         self.send(Job::Region { file: file.clone(), region, bytes }).await
     }
 
+    /// Waits until everything handed over so far was read and worked on.
+    pub(super) async fn drained(&self) -> Result<()> {
+        while self.shared.pending.load(Ordering::SeqCst) > 0 {
+            if self.failure.happened() {
+                return Err(self.stopped());
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Ok(())
+    }
+
+    fn stopped(&self) -> Error {
+        let stopped = || Error::new(ErrorKind::Failed, "backup.stopped", "the backup was stopped by an earlier error");
+        self.failure.take().unwrap_or_else(stopped)
+    }
+
     async fn send(&self, job: Job) -> Result<()> {
+        let _ = self.shared.pending.fetch_add(1, Ordering::SeqCst);
         if self.failure.happened() || self.jobs.send(job).await.is_err() {
-            let stopped = || Error::new(ErrorKind::Failed, "backup.stopped", "the backup was stopped by an earlier error");
-            return Err(self.failure.take().unwrap_or_else(stopped));
+            return Err(self.stopped());
         }
         Ok(())
     }

@@ -297,7 +297,19 @@ impl Server {
         let started = self.sql.query_one(&format!("SELECT pg_backup_start({}, fast => {fast})", quote_literal(label))).await;
         let row = started.map_err(explain_denied)?;
         self.sql.set_idle_timeout(idle);
-        let _start: Lsn = parse_lsn(row.required(0)?)?;
+        let start: Lsn = parse_lsn(row.required(0)?)?;
+        // A copy that lags behind the server (a replica's directory with the primary's address) has the same identifier, and
+        // pages that are older than where recovery would begin.
+        let control = local::read_control(&pgdata.join("global/pg_control")).await?;
+        let control = ControlFile::parse(&control).map_err(|e| Error::new(ErrorKind::Source, "source.control", e.to_string()))?;
+        if control.checkpoint_redo < start {
+            return Err(Error::new(
+                ErrorKind::Source,
+                "source.other_directory",
+                format!("the server's backup starts at {start}, but {} is only at {}", pgdata.display(), control.checkpoint_redo),
+            )
+            .with_hint("pgdata belongs to another server than connection leads to, a standby of it perhaps; correct one of them"));
+        }
         let version_directory = format!("PG_{}_{}", self.major, self.catalog_version);
         let root = pgdata.to_path_buf();
         let listing = tokio::task::spawn_blocking(move || local::list(&root, &version_directory));
@@ -321,6 +333,7 @@ impl Server {
         let idle = connection.idle_timeout();
         connection.set_idle_timeout(None);
         let request = BaseBackupOptions { label: label.into(), fast_checkpoint: !options.spread_checkpoint, max_rate: None };
+        cluster.ensure_is(connection.identify_system().await?.system_id)?;
         let mut stream = connection.base_backup(&request)?;
         let begun = remote::begin(&mut stream).await?;
         stream.set_idle_timeout(idle);

@@ -56,6 +56,8 @@ pub(super) struct Shared {
     pub(super) meta: Packer,
     pub(super) progress: SharedProgress,
     pub(super) failure: Arc<Failure>,
+    /// Jobs that were handed over and are not done.
+    pub(super) pending: AtomicU64,
     pub(super) entries: Mutex<Vec<FileEntry>>,
     pub(super) bad_pages: Mutex<Vec<BadPage>>,
     pub(super) bad_page_count: AtomicU64,
@@ -144,6 +146,7 @@ pub(super) fn run(shared: &Arc<Shared>, jobs: &async_channel::Receiver<Job>) {
                 break;
             }
             worker.work(job)?;
+            let _ = shared.pending.fetch_sub(1, Ordering::SeqCst);
         }
         worker.flush_bundle()
     });
@@ -280,12 +283,18 @@ fn reason(state: PageState) -> Option<String> {
 /// Reads a page until it is whole or has failed so often that it is not merely being written.
 fn read_again(reader: &std::fs::File, offset: u64, page: &mut [u8], block: u32, rules: PageRules) -> PageState {
     let mut state = judge(page, block, rules);
+    let mut again = vec![0; page.len()];
     for _ in 0..TORN_READS {
         std::thread::sleep(TORN_WAIT);
-        if reader.read_exact_at(page, offset).is_err() {
+        match reader.read_exact_at(&mut again, offset) {
+            Ok(()) => page.copy_from_slice(&again),
             // Truncated meanwhile: WAL replay will truncate it again.
-            page.fill(0);
-            return PageState::New;
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => {
+                page.fill(0);
+                return PageState::New;
+            }
+            // A disk that fails now has failed before: the page is bad, and what was read of it is kept.
+            Err(_) => return state,
         }
         state = judge(page, block, rules);
         if state.is_acceptable() {

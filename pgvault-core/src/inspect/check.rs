@@ -83,6 +83,9 @@ impl Checker<'_> {
         for slot in self.names(layout::dir::KEYS) {
             let bytes = self.read(&slot).await?;
             let problem = match document::parse::<SlotDocument>("key slot", &bytes) {
+                Ok(document) if self.cluster.path(&slot) != layout::key_slot(self.cluster.name(), document.key_id) => {
+                    Some(format!("holds the slot of {}", document.key_id))
+                }
                 Ok(document) => {
                     document.verify(self.cluster.keys().identity(), self.cluster.keys().master()).err().map(|e| e.to_string())
                 }
@@ -358,33 +361,36 @@ impl Checker<'_> {
 
     async fn wal(&mut self, backups: &[Manifest]) -> Result<()> {
         let Some(size) = self.segment_size(backups).await? else { return Ok(()) };
-        let catalog = match Catalog::load(self.cluster, size, Lsn::INVALID).await {
-            Ok(catalog) => catalog,
-            Err(error) if error.kind() == ErrorKind::Corrupt => {
-                self.report.error(self.cluster.path(layout::dir::WAL), error.to_string(), sorted(backups.iter().map(|b| b.id)));
-                return Ok(());
-            }
-            Err(error) => return Err(error),
-        };
         let damaged: Vec<String> = self.damaged.iter().filter(|name| name.starts_with(layout::dir::WAL)).cloned().collect();
         for name in damaged {
             let hurts = hurt_by_wal(&name, size, backups);
             let problem = self.objects.get(&name).map(|o| o.name.clone()).unwrap_or_default();
             self.report.error(self.cluster.path(&name), problem, hurts);
         }
-        for (timeline, objects) in &catalog.timelines {
+        let catalog = match Catalog::load(self.cluster, size, Lsn::INVALID).await {
+            Ok(catalog) => catalog,
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                let problem = format!("cannot be looked through for gaps: {error}");
+                self.report.error(self.cluster.path(layout::dir::WAL), problem, sorted(backups.iter().map(|b| b.id)));
+                return Ok(());
+            }
+            Err(error) => return Err(error),
+        };
+        for objects in catalog.timelines.values() {
             for stranger in &objects.strangers {
                 self.report.warning(stranger, "is not a WAL object's name");
             }
-            if *timeline > TimelineId(1) && !catalog.histories.contains_key(timeline) {
-                let name = WalName::File(WalFileName::History(*timeline)).object();
-                let hurts = backups.iter().filter(|b| b.timeline != *timeline).map(|b| b.id);
-                self.report.error(
-                    self.cluster.path(&name),
-                    "is missing: without it nothing can be recovered onto this timeline",
-                    sorted(hurts),
-                );
-            }
+        }
+        let ancestors = catalog.histories.values().flat_map(|history| history.ancestors().iter().map(|a| a.timeline));
+        let known: BTreeSet<TimelineId> = catalog.timelines.keys().copied().chain(ancestors).collect();
+        for timeline in known.into_iter().filter(|t| *t > TimelineId(1) && !catalog.histories.contains_key(t)) {
+            let name = WalName::File(WalFileName::History(timeline)).object();
+            let hurts = backups.iter().filter(|b| b.timeline != timeline).map(|b| b.id);
+            self.report.error(
+                self.cluster.path(&name),
+                "is missing: without it nothing can be recovered onto this timeline",
+                sorted(hurts),
+            );
         }
         for gap in catalog.gaps() {
             let on_it = |b: &&Manifest| b.timeline == gap.timeline && b.stop_lsn <= gap.from;

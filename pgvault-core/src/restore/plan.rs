@@ -301,8 +301,9 @@ impl Planner<'_> {
             },
             Target::Time(time) => match reach.last_transaction {
                 Some((last, _)) if *time < last => Ok(Stop::Time { time: *time }),
-                // The last transaction itself: PostgreSQL would look for a later one and fail, so stop at its record.
-                Some((last, lsn)) if *time == last => Ok(Stop::Lsn { lsn, inclusive: true }),
+                // The last transaction itself: PostgreSQL would look for a later one and fail. Nothing in this WAL ended later, so
+                // its last record is the place; that of the latest time need not be, because records are not in order of time.
+                Some((last, lsn)) if *time == last => Ok(Stop::Lsn { lsn: reach.last_record.unwrap_or(lsn).max(lsn), inclusive: true }),
                 _ => Err((format!("the WAL ends too early, at {latest}"), format!("the last moment is {latest}"))),
             },
             Target::Lsn(lsn) => {
@@ -311,8 +312,11 @@ impl Planner<'_> {
                         format!("the WAL ends too early, at lsn:{}", reach.end),
                         format!("the last position is lsn:{}", reach.end),
                     ))
-                } else if reach.last_record.is_none_or(|last| last < *lsn) {
-                    // Every record there is begins before the target.
+                } else if let Some(last) = reach.last_record.filter(|last| last < lsn) {
+                    // Every record there is begins before the target. More may be archived before the server asks for it, so the
+                    // stop is pinned to what is there now.
+                    Ok(Stop::Lsn { lsn: last, inclusive: true })
+                } else if reach.last_record.is_none() {
                     Ok(Stop::End)
                 } else {
                     Ok(Stop::Lsn { lsn: *lsn, inclusive: self.begins_at(history, *lsn).await? })

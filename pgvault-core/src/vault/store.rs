@@ -148,6 +148,8 @@ impl Store {
     pub async fn put_new(&self, name: &str, bytes: Bytes) -> Result<Put> {
         let path = Path::from(name);
         let mut failure = None;
+        // An earlier attempt may have been carried out although it was reported as failed.
+        let mut maybe_ours = false;
         for attempt in 0..self.options.attempts.max(1) {
             if attempt > 0 {
                 self.back_off(attempt).await;
@@ -156,11 +158,10 @@ impl Store {
             let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes.clone()), options);
             let Err(error) = self.bounded(put).await else { return Ok(Put::Created) };
             let permanent = error.is_permanent();
-            let earlier = attempt > 0;
-            match self.get_if_exists(name).await {
-                Ok(Some(found)) if found == bytes => {
-                    return Ok(if error.is_taken() && !earlier { Put::Same } else { Put::Created });
-                }
+            maybe_ours |= !error.is_taken();
+            // One look only: this loop is the one that repeats, and two nested ones would multiply their patience (T24).
+            match self.look(name).await {
+                Ok(Some(found)) if found == bytes => return Ok(if maybe_ours { Put::Created } else { Put::Same }),
                 Ok(Some(found)) => return Ok(Put::Different(found)),
                 // Not there: the attempt failed cleanly, or another's object of that name was deleted in between.
                 Ok(None) => {}
@@ -196,15 +197,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`] when it does not exist.
     pub async fn get(&self, name: &str) -> Result<Bytes> {
-        self.retried("read", name, || async {
-            let got = self.inner.get(&Path::from(name)).await?;
-            if got.meta.size > crate::format::MAX_OBJECT {
-                let source = format!("{} bytes is more than any object of a vault has", got.meta.size).into();
-                return Err(object_store::Error::NotSupported { source });
-            }
-            got.bytes().await
-        })
-        .await
+        self.retried("read", name, || self.get_whole(name)).await
     }
 
     /// Reads an object; `None` when the store says that there is none.
@@ -219,16 +212,40 @@ impl Store {
         }
     }
 
+    /// Reads an object with one request; `None` when the store says that there is none.
+    async fn look(&self, name: &str) -> Result<Option<Bytes>> {
+        match self.bounded(self.get_whole(name)).await {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(Failure(object_store::Error::NotFound { .. })) => Ok(None),
+            Err(failure) => Err(failure.into_error("read", name)),
+        }
+    }
+
+    async fn get_whole(&self, name: &str) -> object_store::Result<Bytes> {
+        let got = self.inner.get(&Path::from(name)).await?;
+        if got.meta.size > crate::format::MAX_OBJECT {
+            let source = format!("{} bytes is more than any object of a vault has", got.meta.size).into();
+            return Err(object_store::Error::NotSupported { source });
+        }
+        got.bytes().await
+    }
+
     /// Reads part of an object.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when it does not exist, [`ErrorKind::Corrupt`] when it is shorter than the range.
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
-        let bytes = self.retried("read", name, || async { self.inner.get_range(&Path::from(name), range.clone()).await }).await?;
-        if bytes.len() as u64 == range.end.saturating_sub(range.start) {
-            Ok(bytes)
-        } else {
-            Err(Error::new(ErrorKind::Corrupt, "object.short", format!("{name} ends before byte {}", range.end)))
+        let short = || Error::new(ErrorKind::Corrupt, "object.short", format!("{name} ends before byte {}", range.end));
+        match self.retried("read", name, || async { self.inner.get_range(&Path::from(name), range.clone()).await }).await {
+            Ok(bytes) if bytes.len() as u64 == range.end.saturating_sub(range.start) => Ok(bytes),
+            Ok(_) => Err(short()),
+            // Stores have no error of their own for a range behind the end; an object that was cut short is not a store in
+            // trouble, and waiting does not help it.
+            Err(error) if error.kind() == ErrorKind::Storage => match self.bounded(self.inner.head(&Path::from(name))).await {
+                Ok(meta) if meta.size < range.end => Err(short().with_source(error)),
+                _ => Err(error),
+            },
+            Err(error) => Err(error),
         }
     }
 

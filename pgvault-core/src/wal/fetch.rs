@@ -54,11 +54,17 @@ pub async fn contents(cluster: &Cluster, file: WalFileName) -> Result<Option<Vec
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error),
     }
-    match file {
+    let missing = match file {
         WalFileName::Segment(segment) => missing_segment(cluster, segment).await,
         WalFileName::History(timeline) => prove_no_timeline(cluster, timeline).await.map(|()| None),
         // PostgreSQL does not ask for these during recovery; nothing follows from their absence.
         WalFileName::Partial(_) | WalFileName::BackupHistory(..) => Ok(None),
+    };
+    // A listing takes time. What was stored meanwhile is neither missing nor a gap.
+    match object::read(cluster, WalName::File(file)).await {
+        Ok((_, bytes)) => Ok(Some(bytes)),
+        Err(error) if error.kind() == ErrorKind::NotFound => missing,
+        Err(error) => Err(error),
     }
 }
 
@@ -70,6 +76,10 @@ async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Opti
     let own = catalog.timelines.get(&segment.timeline).cloned().unwrap_or_default();
     let later = later_wal(&catalog, segment, start);
     let covered = own.covered(segment, size);
+    if own.segments.contains(&segment) {
+        // Stored since it was asked for.
+        return object::read(cluster, WalName::File(WalFileName::Segment(segment))).await.map(|(_, bytes)| Some(bytes));
+    }
     if covered > 0 && (later.is_none() || covered == size.bytes()) {
         let mut bytes = Vec::new();
         for (from, to) in own.chain(segment) {

@@ -178,7 +178,8 @@ async fn slot(connection: &mut Connection, options: &StreamOptions) -> Result<Op
     })
 }
 
-/// Where to go on: exactly where the vault ends, else at `begin`, where the slot begins.
+/// Where to go on: where the vault's WAL ends without a hole, from the slot's beginning on; at `begin`, where the slot begins, when
+/// there is none.
 async fn start_point(
     cluster: &Cluster,
     connection: &mut Connection,
@@ -199,7 +200,20 @@ async fn start_point(
             tell(options, StreamEvent::Gap { from: end, to: segment_start(begin) });
             segment_start(begin)
         }
-        Some(end) => segment_start(end),
+        // The slot was moved ahead, but the server may still have what lies in between.
+        Some(end) if segment_start(begin) > end => segment_start(end),
+        // The slot keeps everything from `begin` on. What the vault has behind a hole (a backup's own WAL, a segment whose
+        // upload overtook another's) must not be taken for everything before it: confirming it would make the server forget
+        // what is missing.
+        Some(end) => {
+            let whole = segment_start(catalog.contiguous_end(&history, segment_start(begin)));
+            if lost_wal && whole < segment_start(end) {
+                tell(options, StreamEvent::Gap { from: whole, to: segment_start(end) });
+                segment_start(end)
+            } else {
+                whole
+            }
+        }
     };
     Ok((history.timeline_at(from), from))
 }

@@ -17,7 +17,7 @@ use pgvault_core::restore::plan::{PlanOptions, plan};
 use pgvault_core::restore::target::Target;
 use pgvault_core::restore::{RestoreCommand, RestoreOptions, Restored, TargetAction, restore};
 use pgvault_core::testing::{Objects, from_objects, objects_of};
-use pgvault_core::vault::inspect::{CheckOptions, Report, Severity, check};
+use pgvault_core::vault::inspect::{CheckOptions, Finding, Report, Severity, check};
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::vault::store::{Store, StoreOptions};
 use pgvault_core::vault::{Cluster, Vault};
@@ -26,8 +26,7 @@ use pgvault_verify::process::{Install, Server};
 use tempfile::TempDir;
 use ulid::Ulid;
 
-/// Words that occur in the source and must not occur in the vault. The rows hold them beside bytes that do not compress,
-/// so that frames stored without compression are looked at too.
+/// Words that occur in the source and must not occur in the vault.
 pub(crate) const SECRETS: [&str; 4] = ["plainrowmarker", "secret_relation_marker", "secret_file_marker", "pg_attribute"];
 
 /// Files and what they hold.
@@ -112,11 +111,18 @@ impl Source {
         server
             .psql(
                 "update pg_database set datistemplate = false; drop database template0; drop database template1;
-                 create table secret_relation_marker as
-                     select n, 'plainrowmarker', decode(string_agg(md5((n * 64 + m)::text || random()), ''), 'hex')
-                     from generate_series(1, 1500) n, generate_series(1, 24) m group by n;",
+                 create table secret_relation_marker (n int, name text, noise bytea);
+                 alter table secret_relation_marker alter noise set storage external;
+                 insert into secret_relation_marker
+                     select n, 'plainrowmarker', 'plainrowmarker'::bytea || decode(string_agg(md5(random()::text), ''), 'hex')
+                     from generate_series(1, 120) n, generate_series(1, 600) m group by n;",
             )
             .unwrap();
+        // A file that does not compress, so that frames stored as they are get looked at too.
+        let mut noise = vec![0; 600 << 10];
+        getrandom::fill(&mut noise).unwrap();
+        noise.extend_from_slice(SECRETS[0].as_bytes());
+        fs::write(server.pgdata().join("secret_file_marker"), noise).unwrap();
         server.psql("vacuum freeze analyze").unwrap();
         server.psql("checkpoint").unwrap();
         let control = fs::read(server.pgdata().join("global/pg_control")).unwrap();
@@ -143,20 +149,35 @@ impl Source {
         source.truth = tree(source.server.pgdata());
         assert!(source.truth.len() > 200, "{}", source.truth.len());
         source.base = runtime().block_on(objects_of(&*memory));
-        let wal = source.folder.path().join("wal");
-        fs::create_dir(&wal).unwrap();
-        for _ in 0..4 {
-            // Not in a transaction, so that no file of the cluster changes.
-            let said = source.server.psql(
-                "select pg_logical_emit_message(false, 'plainrowmarker', repeat('plainrowmarker', 1000));
-                 select pg_walfile_name(pg_current_wal_lsn()); select pg_switch_wal()",
-            );
-            let said = said.unwrap();
-            let name = said.lines().find(|line| line.len() == 24).unwrap();
-            fs::copy(source.server.pgdata().join("pg_wal").join(name), wal.join(name)).unwrap();
-            source.segments.push(wal.join(name));
-        }
+        source.segments = (0..22).map(|_| source.more_wal()).collect();
         source
+    }
+
+    /// A new segment of WAL, copied out of the server's way.
+    pub(crate) fn more_wal(&self) -> PathBuf {
+        // Not in a transaction, so that no file of the cluster changes.
+        let said = self.server.psql(
+            "select pg_logical_emit_message(false, 'plainrowmarker', repeat('plainrowmarker', 1000));
+             select pg_walfile_name(pg_current_wal_insert_lsn()); select pg_switch_wal()",
+        );
+        let said = said.unwrap();
+        let name = said.lines().find(|line| line.len() == 24).unwrap();
+        let copy = self.folder.path().join(name);
+        let _ = fs::copy(self.server.pgdata().join("pg_wal").join(name), &copy).unwrap();
+        copy
+    }
+
+    /// Archives what no test pushed: the start of a backup ends the open segment when anything was written to it.
+    pub(crate) async fn archive_the_rest(&self, cluster: &Cluster) {
+        let open = self.server.psql("select pg_walfile_name(pg_current_wal_insert_lsn())").unwrap();
+        let first = self.base.keys().find_map(|name| name.split_once("/wal/00000001/")).unwrap().1[..24].to_owned();
+        let pg_wal = self.server.pgdata().join("pg_wal");
+        let mut names: Vec<String> =
+            fs::read_dir(&pg_wal).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.retain(|name| name.len() == 24 && *name >= first && *name < open);
+        for name in names {
+            let _ = push::push(cluster, &pg_wal.join(name)).await.unwrap();
+        }
     }
 
     pub(crate) async fn open(&self, store: Store) -> Result<Cluster> {
@@ -179,11 +200,11 @@ impl Source {
         }
     }
 
-    /// The first backup's vault with more in it: WAL, a second backup, audit records, a history file.
+    /// The first backup's vault with more WAL in it.
     pub(crate) async fn grown(&self) -> Objects {
         let memory = from_objects(&self.base).await;
         let cluster = self.open(store(memory.clone())).await.unwrap();
-        for segment in &self.segments {
+        for segment in &self.segments[..3] {
             let _ = push::push(&cluster, segment).await.unwrap();
         }
         objects_of(&*memory).await
@@ -230,7 +251,8 @@ pub(crate) async fn report(cluster: &Cluster) -> Report {
 /// The errors of a check, as text.
 pub(crate) fn errors(report: &Report) -> Vec<String> {
     let errors = report.findings.iter().filter(|f| f.severity == Severity::Error);
-    errors.map(|f| format!("{}: {} (hurts {:?})", f.object, f.problem, f.hurts)).collect()
+    let hurts = |f: &Finding| f.hurts.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    errors.map(|f| format!("{}: {} (hurts {})", f.object, f.problem, hurts(f))).collect()
 }
 
 /// Files that a backup leaves out or a restore writes itself.
