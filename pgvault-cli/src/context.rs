@@ -28,7 +28,7 @@ impl Context {
             Some(file) => Some(file.clone()),
             None => DEFAULT_FILES.iter().map(PathBuf::from).find(|file| file.is_file()),
         };
-        let config = config::load(file.as_deref(), std::env::vars())?;
+        let config = config::load(file.as_deref(), environment())?;
         let file = file.map(|file| std::path::absolute(&file).map_err(|e| Error::io("resolve", &file, e))).transpose()?;
         Ok(Self { config, file })
     }
@@ -60,6 +60,11 @@ impl Context {
     pub(crate) fn connection(config: &ClusterConfig) -> Result<ConnInfo> {
         ConnInfo::parse(&config.connection, &|name| std::env::var(name).ok())
     }
+}
+
+/// The variables that are text; others cannot be meant for pgvault.
+fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 /// The system identifier in a data directory's `pg_control`, when it can be read.

@@ -99,3 +99,23 @@ fn r5_wal_that_the_server_gave_up_is_a_gap_that_is_told_and_not_crossed() {
     let (restored, _) = site.restore_to("latest", &[]);
     assert_eq!(sql(&restored, "SELECT count(*) FROM t"), rows);
 }
+
+/// R2: a backup stores its own WAL while no stream runs. The stream that starts again must not take what lies behind the hole for
+/// everything before it: confirming that would make the server forget what the vault lacks.
+#[test]
+fn r2_a_stream_goes_on_at_a_hole_in_the_vault_and_not_behind_it() {
+    let site = Site::new();
+    let server = start(&site, "max_slot_wal_keep_size = -1");
+    catch_up(&site, &server);
+    let _ = site.backup("local");
+    fill(&server, 6);
+    // Nothing archives now: the backup fetches just what it needs.
+    let _ = site.backup("local");
+    let listed = site.summary(&["list"]);
+    assert_eq!(listed["gaps"].as_array().unwrap().len(), 1, "{listed}");
+    site.pgv(&["check"]).expect(4);
+    catch_up(&site, &server);
+    let listed = site.summary(&["list"]);
+    assert_eq!(listed["gaps"].as_array().unwrap().len(), 0, "{listed}");
+    site.pgv(&["check"]).ok();
+}

@@ -42,7 +42,11 @@ pub fn load(path: Option<&Path>, environment: impl Iterator<Item = (String, Stri
 /// As [`load`].
 pub fn load_text(text: &str, environment: impl Iterator<Item = (String, String)>) -> Result<Config> {
     let usage = |why: String| Error::new(ErrorKind::Usage, "config.invalid", why);
-    let mut table: Table = text.parse().map_err(|e: toml::de::Error| usage(e.to_string()))?;
+    let mut table: Table = text.parse().map_err(|e: toml::de::Error| {
+        // The error itself quotes the line, which may hold a passphrase.
+        let line = e.span().and_then(|span| text.get(..span.start)).map_or(1, |before| before.lines().count().max(1));
+        usage(format!("line {line}: {}", e.message()))
+    })?;
     let mut variables: Vec<(String, String)> = environment.collect();
     variables.sort();
     // Values that are not a string, by the place they go to.
@@ -71,7 +75,9 @@ pub fn load_text(text: &str, environment: impl Iterator<Item = (String, String)>
         // The environment knows no types: `12345` is a passphrase or a number, as the key has it. Text is tried first.
         match others.remove(&error.path().to_string()) {
             Some((keys, value)) => drop(insert(&mut table, &keys, value)),
-            None => return Err(usage(format!("{}: {}", error.path(), error.inner()))),
+            // Neither is the value of a secret repeated.
+            None if error.path().to_string().contains("passphrase") => return Err(usage(format!("{}: is not text", error.path()))),
+            None => return Err(usage(format!("{}: {}", error.path(), error.inner().message()))),
         }
     }
 }

@@ -396,7 +396,11 @@ impl Checker<'_> {
             let on_it = |b: &&Manifest| b.timeline == gap.timeline && b.stop_lsn <= gap.from;
             let object = self.cluster.path(&layout::wal_timeline(gap.timeline));
             let problem = format!("WAL from {} to {} is missing: no backup before it can be recovered past it", gap.from, gap.to);
-            self.report.error(object, problem, sorted(backups.iter().filter(on_it).map(|b| b.id)));
+            if archives_more(&catalog, gap.timeline, backups) {
+                self.report.error(object, problem, sorted(backups.iter().filter(on_it).map(|b| b.id)));
+            } else {
+                self.report.warning(object, format!("{problem}; nothing but backups stores WAL here, so this is as it was set up"));
+            }
         }
         for backup in backups {
             let history = catalog.history(backup.timeline).unwrap_or_else(|_| TimelineHistory::root(backup.timeline));
@@ -423,6 +427,17 @@ impl Checker<'_> {
         }
         Ok(None)
     }
+}
+
+/// True when a timeline has WAL that no backup needs for itself: then something archives, and a hole is a loss.
+fn archives_more(catalog: &Catalog, timeline: TimelineId, backups: &[Manifest]) -> bool {
+    let size = catalog.segment_size;
+    let own = |start: Lsn| {
+        let end = start.advance(size.bytes());
+        backups.iter().any(|b| b.timeline == timeline && b.start_lsn < end && start <= b.stop_lsn)
+    };
+    let present = catalog.timelines.get(&timeline).map(crate::wal::catalog::TimelineObjects::present).unwrap_or_default();
+    present.into_iter().filter_map(|segment| object::segment_start(segment, size).ok()).any(|start| !own(start))
 }
 
 /// Backups that need a damaged WAL object, or cannot be recovered past it.

@@ -47,11 +47,18 @@ pub(super) enum Wanted {
 
 /// Removes everything below `directory` that is not in `wanted` (paths relative to it), and whatever else is in the place of
 /// a wanted file or directory: links, and each of the two in the place of the other.
-pub(super) fn remove_strangers(directory: &Path, wanted: &BTreeMap<String, Wanted>) -> Result<()> {
+///
+/// With `only_known` what lies beside the wanted folders at the top is left alone: the directory of a tablespace may be shared
+/// with other versions and other clusters, or be a mistake of whoever typed it.
+pub(super) fn remove_strangers(directory: &Path, wanted: &BTreeMap<String, Wanted>, only_known: bool) -> Result<()> {
     let walker = walkdir::WalkDir::new(directory).min_depth(1).contents_first(true).follow_links(false);
     for entry in walker {
         let entry = entry.map_err(|e| Error::new(ErrorKind::Failed, "io", format!("read {}: {e}", directory.display())))?;
         let relative = entry.path().strip_prefix(directory).ok().and_then(Path::to_str);
+        let top = relative.and_then(|path| path.split('/').next()).unwrap_or_default();
+        if top == "lost+found" || (only_known && !wanted.contains_key(top)) {
+            continue;
+        }
         let kind = entry.file_type();
         let found = if kind.is_dir() { Some(Wanted::Directory) } else { kind.is_file().then_some(Wanted::File) };
         if found.is_some() && found == relative.and_then(|path| wanted.get(path).copied()) {

@@ -303,7 +303,9 @@ impl Planner<'_> {
                 Some((last, _)) if *time < last => Ok(Stop::Time { time: *time }),
                 // The last transaction itself: PostgreSQL would look for a later one and fail. Nothing in this WAL ended later, so
                 // its last record is the place; that of the latest time need not be, because records are not in order of time.
-                Some((last, lsn)) if *time == last => Ok(Stop::Lsn { lsn: reach.last_record.unwrap_or(lsn).max(lsn), inclusive: true }),
+                Some((last, lsn)) if *time == last => {
+                    Ok(Stop::Lsn { lsn: reach.last_record.unwrap_or(lsn).max(lsn), inclusive: true })
+                }
                 _ => Err((format!("the WAL ends too early, at {latest}"), format!("the last moment is {latest}"))),
             },
             Target::Lsn(lsn) => {

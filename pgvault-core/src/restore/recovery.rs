@@ -1,7 +1,7 @@
 //! What makes PostgreSQL recover to the target when it is started with nothing else.
 
 use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use super::plan::{Plan, Stop};
 
@@ -55,6 +55,10 @@ impl RestoreCommand {
     }
 }
 
+/// The ways to name a target; at most one may be set.
+const TARGETS: [&str; 5] =
+    ["recovery_target", "recovery_target_time", "recovery_target_lsn", "recovery_target_xid", "recovery_target_name"];
+
 /// Settings that steer recovery; earlier ones of these names are removed.
 const OURS: [&str; 12] = [
     "restore_command",
@@ -71,55 +75,56 @@ const OURS: [&str; 12] = [
     "primary_conninfo",
 ];
 
-/// The contents of `postgresql.auto.conf`: what was there, without settings of an earlier recovery, and those of this one.
-pub(super) fn auto_conf(existing: &str, plan: &Plan, command: &RestoreCommand, action: TargetAction, archive_off: bool) -> String {
-    let kept = existing.lines().filter(|line| {
-        let name = line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
+/// The contents of `postgresql.auto.conf`: what was there, byte for byte, without settings of an earlier recovery, and those of
+/// this one.
+pub(super) fn auto_conf(
+    existing: &[u8],
+    plan: &Plan,
+    command: &RestoreCommand,
+    action: TargetAction,
+    archive_off: bool,
+) -> Vec<u8> {
+    let mut text = Vec::new();
+    for line in existing.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+        // Values may be in any encoding; names are ASCII.
+        let name = String::from_utf8_lossy(line);
+        let name = name.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default();
         let replaced = OURS.iter().any(|ours| name.eq_ignore_ascii_case(ours));
         let switched_off = archive_off && name.eq_ignore_ascii_case("archive_mode");
-        !replaced && !switched_off
-    });
-    let mut text: String = kept.flat_map(|line| [line, "\n"]).collect();
+        if !replaced && !switched_off {
+            text.extend_from_slice(line);
+            text.push(b'\n');
+        }
+    }
+    let mut settings = String::new();
     let mut set = |name: &str, value: &str| {
-        let _ = writeln!(text, "{name} = '{}'", value.replace('\\', r"\\").replace('\'', "''"));
+        let _ = writeln!(settings, "{name} = '{}'", value.replace('\\', r"\\").replace('\'', "''"));
     };
     set("restore_command", &command.setting());
     set("recovery_target_timeline", &plan.timeline.to_string());
-    match &plan.stop {
-        Stop::End => {}
-        Stop::Consistent => set("recovery_target", "immediate"),
-        Stop::Time { time } => {
-            // PostgreSQL refuses the letter Z; it takes a numeric offset.
-            set("recovery_target_time", &time.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string());
-            set("recovery_target_inclusive", "true");
-        }
-        Stop::Lsn { lsn, inclusive } => {
-            set("recovery_target_lsn", &lsn.to_string());
-            set("recovery_target_inclusive", if *inclusive { "true" } else { "false" });
-        }
+    let (target, value) = match &plan.stop {
+        Stop::End => ("", String::new()),
+        Stop::Consistent => ("recovery_target", "immediate".to_owned()),
+        // PostgreSQL refuses the letter Z; it takes a numeric offset.
+        Stop::Time { time } => ("recovery_target_time", time.strftime("%Y-%m-%d %H:%M:%S.%6f+00").to_string()),
+        Stop::Lsn { lsn, .. } => ("recovery_target_lsn", lsn.to_string()),
+    };
+    // A target that postgresql.conf still carries from an earlier recovery would stop this one at the wrong place, or be refused
+    // as a second target. This file is read last; the server wants the empty ones before the one that counts.
+    for other in TARGETS.iter().filter(|name| **name != target) {
+        set(other, "");
     }
     if plan.stop != Stop::End {
+        set(target, &value);
+        let inclusive = !matches!(plan.stop, Stop::Lsn { inclusive: false, .. });
+        set("recovery_target_inclusive", if inclusive { "true" } else { "false" });
         set("recovery_target_action", action.as_str());
     }
     if archive_off {
         set("archive_mode", "off");
     }
+    text.extend_from_slice(settings.as_bytes());
     text
-}
-
-/// Settings in `postgresql.conf` that would fight with ours; PostgreSQL refuses two recovery targets.
-pub(super) fn conflicting_settings(pgdata: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(pgdata.join("postgresql.conf")).unwrap_or_default();
-    let mut found: Vec<String> = text
-        .lines()
-        .map(|line| {
-            line.trim_start().split(|c: char| c == '=' || c.is_whitespace()).next().unwrap_or_default().to_ascii_lowercase()
-        })
-        .filter(|name| name.starts_with("recovery_target"))
-        .collect();
-    found.sort();
-    found.dedup();
-    found
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -228,7 +228,7 @@ async fn remove_strangers(plan: &Plan, pgdata: &Path, locations: &BTreeMap<u32, 
         names.extend([(UNFINISHED.to_owned(), Wanted::File), ("pg_tblspc".to_owned(), Wanted::Directory)]);
     }
     for (root, names) in wanted {
-        delta::remove_strangers(&root, &names)?;
+        delta::remove_strangers(&root, &names, root != pgdata)?;
     }
     Ok(())
 }
@@ -262,7 +262,12 @@ async fn place(
         }
         Node::File { len, map } => {
             let map = maps.read(map, *len).await?;
-            let exists = options.delta && path.symlink_metadata().is_ok_and(|m| m.is_file());
+            let mut exists = options.delta && path.symlink_metadata().is_ok_and(|m| m.is_file());
+            if exists && path.symlink_metadata().is_ok_and(|m| m.nlink() > 1) {
+                // Another name of the same file, a safety copy perhaps, must not change with it.
+                remove_if_there(&path)?;
+                exists = false;
+            }
             let target = TargetFile { name: entry.path.clone(), path: path.clone(), len: *len };
             let number = batch.add_file(target);
             if exists {
@@ -331,7 +336,7 @@ fn plan_damage(error: Error) -> Error {
 fn finish(plan: &Plan, options: &RestoreOptions, locations: &BTreeMap<u32, PathBuf>, roots: &[PathBuf]) -> Result<Vec<String>> {
     let pgdata = &options.pgdata;
     let manifest = &plan.snapshot.manifest;
-    let mut warnings: Vec<String> = manifest
+    let warnings: Vec<String> = manifest
         .bad_pages
         .first()
         .map(|_| {
@@ -342,18 +347,16 @@ fn finish(plan: &Plan, options: &RestoreOptions, locations: &BTreeMap<u32, PathB
         })
         .into_iter()
         .collect();
-    for name in recovery::conflicting_settings(pgdata) {
-        warnings.push(format!(
-            "postgresql.conf sets {name}; remove it before starting the server, or it may refuse the recovery target"
-        ));
-    }
     for name in ["standby.signal", "recovery.signal", "backup_label.old", "tablespace_map.old"] {
         remove_if_there(&pgdata.join(name))?;
     }
     let conf = pgdata.join("postgresql.auto.conf");
-    let existing = fs::read_to_string(&conf).unwrap_or_default();
+    let existing = match fs::read(&conf) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+        read => read.map_err(|e| Error::io("read", &conf, e))?,
+    };
     let text = recovery::auto_conf(&existing, plan, &options.restore_command, options.action, options.archive_off);
-    write_durably(&conf, text.as_bytes(), 0o600)?;
+    write_durably(&conf, &text, 0o600)?;
     write_durably(&pgdata.join("backup_label"), manifest.backup_label.as_bytes(), 0o600)?;
     if !locations.is_empty() {
         let entries = locations.iter().map(|(oid, path)| TablespaceMapEntry { oid: *oid, path: path.clone() });

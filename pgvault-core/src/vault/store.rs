@@ -64,6 +64,8 @@ pub struct Store {
     inner: Arc<dyn ObjectStore>,
     location: String,
     options: StoreOptions,
+    /// The directory, for a store that is one.
+    directory: Option<std::path::PathBuf>,
 }
 
 impl fmt::Debug for Store {
@@ -75,7 +77,7 @@ impl fmt::Debug for Store {
 impl Store {
     /// A store over any backend. `location` is its address for messages.
     pub fn new(inner: Arc<dyn ObjectStore>, location: impl Into<String>, options: StoreOptions) -> Self {
-        Self { inner, location: location.into(), options }
+        Self { inner, location: location.into(), options, directory: None }
     }
 
     /// A store that lives as long as the process.
@@ -105,7 +107,7 @@ impl Store {
                 let local = object_store::local::LocalFileSystem::new_with_prefix(&path)
                     .map_err(|e| usage(format!("open {}: {e}", path.display())))?
                     .with_fsync(true);
-                Ok(Self::new(Arc::new(local), address, options))
+                Ok(Self { directory: Some(path), ..Self::new(Arc::new(local), address, options) })
             }
             other => {
                 Err(Error::new(ErrorKind::Usage, "vault.url", format!("vault.url: `{other}://` is not supported by this build"))
@@ -161,7 +163,10 @@ impl Store {
             maybe_ours |= !error.is_taken();
             // One look only: this loop is the one that repeats, and two nested ones would multiply their patience (T24).
             match self.look(name).await {
-                Ok(Some(found)) if found == bytes => return Ok(if maybe_ours { Put::Created } else { Put::Same }),
+                Ok(Some(found)) if found == bytes => {
+                    self.settle(name).await?;
+                    return Ok(if maybe_ours { Put::Created } else { Put::Same });
+                }
                 Ok(Some(found)) => return Ok(Put::Different(found)),
                 // Not there: the attempt failed cleanly, or another's object of that name was deleted in between.
                 Ok(None) => {}
@@ -176,6 +181,19 @@ impl Store {
             }
         }
         Err(failure.unwrap_or_else(|| Error::new(ErrorKind::Storage, "store.put", format!("create {name}: no attempt was made"))))
+    }
+
+    /// Makes an object durable that was found and not written by this call: that it can be read does not mean that it would
+    /// survive a power failure. Only a local directory has this difference.
+    async fn settle(&self, name: &str) -> Result<()> {
+        let Some(root) = &self.directory else { return Ok(()) };
+        let path = root.join(name);
+        let synced = tokio::task::spawn_blocking(move || {
+            std::fs::File::open(&path).and_then(|file| file.sync_all())?;
+            path.parent().map_or(Ok(()), |parent| std::fs::File::open(parent).and_then(|directory| directory.sync_all()))
+        });
+        let synced = synced.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
+        synced.map_err(|e| Error::new(ErrorKind::Storage, "store.sync", format!("make {name} durable: {e}")).with_source(e))
     }
 
     /// Creates an object under a name that nobody else can have chosen.

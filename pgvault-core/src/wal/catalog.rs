@@ -109,9 +109,17 @@ impl Catalog {
                 }
             }
             // The history file's name is shorter than a segment's and may sort before the offset.
-            if let Some(history) = read_history(cluster, timeline).await? {
-                objects.has_history = true;
-                let _ = histories.insert(timeline, history);
+            match read_history(cluster, timeline).await {
+                Ok(Some(history)) => {
+                    objects.has_history = true;
+                    let _ = histories.insert(timeline, history);
+                }
+                Ok(None) => {}
+                // Who needs this timeline is told that its history is missing; the others are not concerned.
+                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                    tracing::warn!(%timeline, %error, "a history file cannot be used")
+                }
+                Err(error) => return Err(error),
             }
             let _ = timelines.insert(timeline, objects);
         }
@@ -179,12 +187,12 @@ impl Catalog {
         })
     }
 
-    /// The holes between the first and the last WAL of each timeline.
+    /// The holes between the first and the last WAL of each timeline, and before a timeline's own where its parent's is there.
     pub fn gaps(&self) -> Vec<Gap> {
         let size = self.segment_size;
         let mut gaps = Vec::new();
         for (timeline, objects) in &self.timelines {
-            let mut expected: Option<Lsn> = None;
+            let mut expected: Option<Lsn> = self.parents_end(*timeline);
             for segment in objects.present() {
                 let Ok(number) = segment.segment_number(size) else { continue };
                 let start = number.start(size);
@@ -195,6 +203,18 @@ impl Catalog {
             }
         }
         gaps
+    }
+
+    /// Where a timeline's own WAL has to begin, when WAL of the timeline it left is in the vault.
+    fn parents_end(&self, timeline: TimelineId) -> Option<Lsn> {
+        let history = self.histories.get(&timeline)?;
+        let parent = history.ancestors().last()?.timeline;
+        let objects = self.timelines.get(&parent)?;
+        let last = objects.last()?;
+        let start = last.segment_number(self.segment_size).ok()?.start(self.segment_size);
+        // The child's first segment begins with a copy of the parent's bytes.
+        let branch = WalSegNo::containing(history.begin(), self.segment_size).start(self.segment_size);
+        Some(start.advance(objects.covered(last, self.segment_size)).min(branch))
     }
 
     /// Opens the object that describes segment `number` best, on the way to `history`'s timeline.
@@ -231,8 +251,8 @@ pub async fn read_history(cluster: &Cluster, timeline: TimelineId) -> Result<Opt
     match object::read(cluster, name).await {
         Ok((_, bytes)) => {
             let corrupt = |why: String| Error::new(ErrorKind::Corrupt, "wal.history", format!("{}: {why}", name.object()));
-            let text = String::from_utf8(bytes).map_err(|e| corrupt(e.to_string()))?;
-            TimelineHistory::parse(timeline, &text).map(Some).map_err(|e| corrupt(e.to_string()))
+            // The reason of a switch is free text of the server's encoding.
+            TimelineHistory::parse(timeline, &String::from_utf8_lossy(&bytes)).map(Some).map_err(|e| corrupt(e.to_string()))
         }
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(error),

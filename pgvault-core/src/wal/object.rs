@@ -199,6 +199,11 @@ pub fn seal_file(cluster: &Cluster, file: WalFileName, bytes: &[u8]) -> Result<V
             Ok(parts)
         }
         WalFileName::History(_) | WalFileName::BackupHistory(..) => {
+            if let WalFileName::History(timeline) = file {
+                // Nothing stored can be corrected later, and every plan reads this.
+                crate::postgres::TimelineHistory::parse(timeline, &String::from_utf8_lossy(bytes))
+                    .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.history", format!("{file}: {e}")))?;
+            }
             Ok(vec![seal(cluster, WalName::File(file), &WalInfo::of_file(file.to_string()), bytes)?])
         }
     }

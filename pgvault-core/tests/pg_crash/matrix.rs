@@ -21,9 +21,9 @@ use futures::{StreamExt, stream};
 use object_store::memory::InMemory;
 use pgvault_core::backup::backup;
 use pgvault_core::env::Env;
+use pgvault_core::inspect::Severity;
 use pgvault_core::postgres::WalFileName;
 use pgvault_core::testing::{Fault, FaultyStore, ListOrder, Objects, from_objects, objects_of};
-use pgvault_core::vault::inspect::Severity;
 use pgvault_core::vault::store::Store;
 use pgvault_core::vault::{Cluster, Vault, keyring, snapshot};
 use pgvault_core::wal::fetch::{Fetched, contents, fetch};
@@ -151,11 +151,9 @@ impl<'a> Matrix<'a> {
                 Done::Fetched(fetch(cluster, file, &place.join("RECOVERYXLOG")).await?)
             }
             Op::Check => {
-                let options = pgvault_core::vault::inspect::CheckOptions {
-                    sizes_only: false,
-                    progress: Arc::new(pgvault_core::progress::Silent),
-                };
-                let report = pgvault_core::vault::inspect::check(cluster, &options).await?;
+                let options =
+                    pgvault_core::inspect::CheckOptions { sizes_only: false, progress: Arc::new(pgvault_core::progress::Silent) };
+                let report = pgvault_core::inspect::check(cluster, &options).await?;
                 assert_eq!(errors(&report), Vec::<String>::new(), "a failing store is not damage");
                 Done::Nothing
             }
@@ -210,7 +208,7 @@ impl<'a> Matrix<'a> {
             Op::List => {
                 arm();
                 let cluster = self.source.open(store).await?;
-                assert_eq!(snapshot::list(&cluster).await?.len(), 1, "a part of the list is not the list");
+                assert_eq!(snapshot::list(&cluster).await?.snapshots.len(), 1, "a part of the list is not the list");
                 Ok(Done::Nothing)
             }
             _ => {
@@ -313,7 +311,7 @@ impl<'a> Matrix<'a> {
             };
             assert!(known, "{why}: the check finds {finding:?}");
         }
-        let listed: BTreeSet<Ulid> = snapshot::list(cluster).await.unwrap().iter().map(|s| s.manifest.id).collect();
+        let listed: BTreeSet<Ulid> = snapshot::list(cluster).await.unwrap().snapshots.iter().map(|s| s.manifest.id).collect();
         assert!(listed.contains(&self.source.first), "{why}: the first backup is not listed");
         if let Ok(Done::Backup(id)) = said {
             assert!(listed.contains(id), "{why}: {id} was acknowledged and is not listed");

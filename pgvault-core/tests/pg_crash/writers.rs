@@ -173,7 +173,7 @@ fn t23_backups_keep_their_order_when_the_clock_runs_backwards() {
         let cluster = vault.unlock(&source.name, &source.key.unlock()).await.unwrap();
         ids.push(backup(&cluster, &source.backup_options(true)).await.unwrap().id);
         assert!(!ids.is_sorted(), "{ids:?}");
-        let listed: Vec<Ulid> = snapshot::list(&cluster).await.unwrap().iter().map(|s| s.manifest.id).collect();
+        let listed: Vec<Ulid> = snapshot::list(&cluster).await.unwrap().snapshots.iter().map(|s| s.manifest.id).collect();
         assert_eq!(listed[0], source.first);
         assert_eq!(listed[1..], ids, "listed in the order in which they were taken");
         let newest = plan(&cluster, &Target::Immediate, PlanOptions::default()).await.unwrap();
@@ -248,7 +248,7 @@ fn listings_in_any_order_give_the_same_answers() {
             assert!(names.is_sorted());
             let found = report(&cluster).await;
             assert_eq!(errors(&found), Vec::<String>::new(), "{order:?}");
-            let ids: Vec<Ulid> = snapshot::list(&cluster).await.unwrap().iter().map(|s| s.manifest.id).collect();
+            let ids: Vec<Ulid> = snapshot::list(&cluster).await.unwrap().snapshots.iter().map(|s| s.manifest.id).collect();
             let _ = seen.insert((names, found.objects, found.bytes, ids));
         }
         assert_eq!(seen.len(), 1);
