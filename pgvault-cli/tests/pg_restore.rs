@@ -250,7 +250,7 @@ fn restored_settings(site: &Site, original: &Server) {
     for (name, count) in [
         ("restore_command", 1),
         ("recovery_target", 1),
-        ("recovery_target_lsn", 0),
+        ("recovery_target_lsn", 1),
         ("recovery_target_timeline", 1),
         ("recovery_target_action", 1),
         ("archive_mode", 1),
@@ -258,6 +258,11 @@ fn restored_settings(site: &Site, original: &Server) {
     ] {
         assert_eq!(values(&text, name), count, "{name} in\n{text}\nafter {point}");
     }
+    // A target of the recovery before must not stop this one, from wherever it is read.
+    assert!(text.contains("\nrecovery_target_lsn = ''\n"), "{text}");
+    let conf = two.join("postgresql.conf");
+    let stale = format!("{}\nrecovery_target_lsn = '{point}'\n", std::fs::read_to_string(&conf).unwrap());
+    std::fs::write(&conf, stale).unwrap();
     let (server, _) = site.recover(&two);
     assert_eq!(sql(&server, "select count(*) from t where id = 30000"), "1");
 }
