@@ -210,19 +210,27 @@ impl Vault {
     /// When the store fails or a slot was changed.
     pub async fn slots(&self, cluster: &ClusterName) -> Result<Vec<SlotDocument>> {
         let (slots, mut damaged) = self.readable_slots(cluster).await?;
-        damaged.pop().map_or(Ok(slots), Err)
+        if let Some(error) = damaged.pop() {
+            return Err(error);
+        }
+        // Under another's name, a revocation would remove the wrong one.
+        let misplaced = slots.iter().find(|(name, slot)| *name != layout::key_slot(cluster, slot.key_id));
+        match misplaced {
+            Some((name, slot)) => {
+                Err(Error::new(ErrorKind::Corrupt, "slot.misplaced", format!("{name} holds the slot of {}", slot.key_id)))
+            }
+            None => Ok(slots.into_iter().map(|(_, slot)| slot).collect()),
+        }
     }
 
-    /// The slots that can be read, and what is wrong with the others: one bad object must not keep everybody out.
-    async fn readable_slots(&self, cluster: &ClusterName) -> Result<(Vec<SlotDocument>, Vec<Error>)> {
+    /// The slots that can be read with their objects' names, and what is wrong with the others: one bad object must not keep
+    /// everybody out.
+    async fn readable_slots(&self, cluster: &ClusterName) -> Result<(Vec<(String, SlotDocument)>, Vec<Error>)> {
         let (mut slots, mut damaged) = (Vec::new(), Vec::new());
         for object in self.store.list(&layout::keys(cluster)).await? {
             let bytes = self.store.get(&object.name).await?;
             match document::parse::<SlotDocument>("key slot", &bytes) {
-                Ok(slot) if object.name == layout::key_slot(cluster, slot.key_id) => slots.push(slot),
-                Ok(_) => {
-                    damaged.push(Error::new(ErrorKind::Corrupt, "slot.misplaced", format!("{} holds another slot", object.name)));
-                }
+                Ok(slot) => slots.push((object.name, slot)),
                 Err(error) => damaged.push(Error::from(error).context(&object.name)),
             }
         }
@@ -240,6 +248,8 @@ impl Vault {
         for error in &damaged {
             tracing::warn!(%error, "a key slot cannot be used");
         }
+        // A slot opens whatever it is called; `check` tells of one that was moved.
+        let slots: Vec<SlotDocument> = slots.into_iter().map(|(_, slot)| slot).collect();
         let mut master: Option<MasterKey> = None;
         for slot in &slots {
             // Stretching a passphrase takes tens of milliseconds of CPU: off the runtime's threads.
@@ -291,17 +301,23 @@ impl Vault {
         for error in slots.iter().filter_map(|slot| slot.verify(&identity, &master).err()) {
             tracing::warn!(%error, "a key slot is not the cluster's own; `pgvault check` names it");
         }
-        let mut epochs = Vec::new();
+        let (mut epochs, mut unusable) = (Vec::new(), None);
         for object in self.store.list(&layout::epochs(cluster)).await? {
             let bytes = self.store.get(&object.name).await?;
             match document::parse::<EpochDocument>("epoch", &bytes) {
                 Ok(epoch) if object.name == layout::epoch(cluster, epoch.epoch_id) => epochs.push(epoch),
                 // What it sealed cannot be read; what other epochs sealed can.
-                Ok(_) => tracing::warn!(object = object.name, "holds another epoch"),
-                Err(error) => tracing::warn!(object = object.name, %error, "a data key epoch cannot be used"),
+                Ok(_) => {
+                    let what = format!("{} holds another epoch", object.name);
+                    let _ = unusable.get_or_insert(Error::new(ErrorKind::Corrupt, "epoch.misplaced", what));
+                }
+                Err(error) => drop(unusable.get_or_insert(Error::from(error).context(&object.name))),
             }
         }
-        let keys = ClusterKeys::open(identity, master, &epochs)?;
+        if let Some(error) = &unusable {
+            tracing::warn!(%error, "a data key epoch cannot be used");
+        }
+        let keys = ClusterKeys::open(identity, master, &epochs).map_err(|error| unusable.unwrap_or(error))?;
         Ok(Cluster { vault: self.clone(), name: cluster.clone(), keys: Arc::new(keys) })
     }
 

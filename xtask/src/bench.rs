@@ -64,9 +64,9 @@ impl Bench {
         if !self.no_peers {
             tools.push(tools::pgvault_remote(&cluster, &built)?);
             tools.push(tools::pgbackrest(&cluster)?);
-            tools.push(tools::pg_basebackup(&cluster)?);
+            tools.push(tools::pg_basebackup(&cluster));
         }
-        let report = self.measure(&cluster, &tools, rounds);
+        let report = measure(&cluster, &tools, rounds);
         drop(tools);
         cluster.stop()?;
         if !self.keep {
@@ -75,40 +75,40 @@ impl Bench {
         report?.print();
         Ok(())
     }
+}
 
-    fn measure(&self, cluster: &Cluster, tools: &[Tool], rounds: u32) -> Result<Report> {
-        let mut report = Report::new(cluster.facts()?, tools.iter().map(|tool| tool.name.clone()).collect());
-        for round in 0..rounds as usize {
-            for turn in 0..tools.len() {
-                // Another tool goes first each round; all of a round see about the same machine.
-                let number = (round + turn) % tools.len();
-                let tool = &tools[number];
-                tool.prepare(cluster)?;
-                let before = tool.stored()?;
-                settle()?;
-                let measured = tool.backup(cluster)?;
-                let after = tool.stored()?;
-                report.backup(number, Row { measured, bytes: after.bytes - before.bytes, objects: after.objects - before.objects });
-            }
-            for turn in 0..tools.len() {
-                let number = (round + turn) % tools.len();
-                let tool = &tools[number];
-                if tool.restore.is_none() {
-                    continue;
-                }
-                let target = cluster.folder("restored")?;
-                settle()?;
-                let measured = tool.restore(cluster, &target)?;
-                let bytes = tools::size_of(&target)?.bytes;
-                report.restore(number, Row { measured, bytes, objects: 0 });
-                fs::remove_dir_all(&target)?;
-            }
-            for tool in tools {
-                tool.clear()?;
-            }
+fn measure(cluster: &Cluster, tools: &[Tool], rounds: u32) -> Result<Report> {
+    let mut report = Report::new(cluster.facts()?, tools.iter().map(|tool| tool.name.clone()).collect());
+    for round in 0..rounds as usize {
+        for turn in 0..tools.len() {
+            // Another tool goes first each round; all of a round see about the same machine.
+            let number = (round + turn) % tools.len();
+            let tool = &tools[number];
+            tool.prepare(cluster)?;
+            let before = tool.stored()?;
+            settle()?;
+            let measured = tool.backup(cluster)?;
+            let after = tool.stored()?;
+            report.backup(number, Row { measured, bytes: after.bytes - before.bytes, objects: after.objects - before.objects });
         }
-        Ok(report)
+        for turn in 0..tools.len() {
+            let number = (round + turn) % tools.len();
+            let tool = &tools[number];
+            if tool.restore.is_none() {
+                continue;
+            }
+            let target = cluster.folder("restored")?;
+            settle()?;
+            let measured = tool.restore(cluster, &target)?;
+            let bytes = tools::size_of(&target)?.bytes;
+            report.restore(number, Row { measured, bytes, objects: 0 });
+            fs::remove_dir_all(&target)?;
+        }
+        for tool in tools {
+            tool.clear()?;
+        }
     }
+    Ok(report)
 }
 
 /// What the tool before left to be written would be paid by the next one.

@@ -27,7 +27,7 @@ struct Arguments {
 enum Command {
     /// Build pgvault and run `pgvault demo` against a throwaway PostgreSQL
     Demo(demo::Demo),
-    /// Compare backup and restore with pgBackRest and pg_basebackup on one generated cluster
+    /// Compare backup and restore with pgBackRest and `pg_basebackup` on one generated cluster
     Bench(bench::Bench),
     /// Run everything that CI runs
     Test(test::Test),

@@ -266,12 +266,11 @@ fn pieces<'a>(pack: &OpenPack, wants: &'a [Want]) -> Result<Vec<(Range<u64>, &'a
             let is_near = entry.offset.saturating_sub(range.end) <= COALESCE && end - range.start <= PIECE;
             is_near || end <= range.end
         };
-        match pieces.last_mut().filter(|(range, _)| fits(range)) {
-            Some((range, _)) => range.end = range.end.max(end),
-            None => {
-                from = number;
-                pieces.push((entry.offset..end, &[]));
-            }
+        if let Some((range, _)) = pieces.last_mut().filter(|(range, _)| fits(range)) {
+            range.end = range.end.max(end);
+        } else {
+            from = number;
+            pieces.push((entry.offset..end, &[]));
         }
         if let Some((_, inside)) = pieces.last_mut() {
             *inside = wants.get(from..=number).unwrap_or(&[]);

@@ -87,7 +87,7 @@ impl Cluster {
             cluster.control(&["start"])?;
             cluster.running = true;
         } else {
-            for child in fs::read_dir(root)?.flatten() {
+            if let Some(child) = fs::read_dir(root)?.flatten().next() {
                 bail!("{} is not empty ({}); give another --folder, or empty it", root.display(), child.path().display());
             }
             println!("generating a cluster of {gib} GiB in {}", root.display());
@@ -113,8 +113,8 @@ impl Cluster {
         let mut pgbench = self.account.command(self.bin.join("pgbench"));
         run_quietly(pgbench.args(["-i", "-q", "-s", &scale, "-U", "postgres", "-h"]).arg(&self.root).arg("postgres"))?;
         self.sql(TABLES)?;
-        self.copy("mail_message", u64::from(self.gib) * 380 << 20, message)?;
-        self.copy("res_partner", u64::from(self.gib) * 60 << 20, partner)?;
+        self.copy("mail_message", (u64::from(self.gib) * 380) << 20, message)?;
+        self.copy("res_partner", (u64::from(self.gib) * 60) << 20, partner)?;
         self.sql(INDEXES)?;
         self.sql("VACUUM ANALYZE")?;
         self.sql("CHECKPOINT")?;

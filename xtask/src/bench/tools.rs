@@ -103,7 +103,7 @@ pub(super) fn pgvault(cluster: &Cluster, name: &str, binary: &Path) -> Result<To
     Ok(tool)
 }
 
-/// The same build, through BASE_BACKUP. What it stores is restored in the same way, so that is not measured twice.
+/// The same build, through `BASE_BACKUP`. What it stores is restored in the same way, so that is not measured twice.
 pub(super) fn pgvault_remote(cluster: &Cluster, binary: &Path) -> Result<Tool> {
     pgvault_from(cluster, "pgvault remote", binary, "remote")
 }
@@ -185,10 +185,10 @@ pub(super) fn pgbackrest(cluster: &Cluster) -> Result<Tool> {
 }
 
 /// `pg_basebackup` with client-side zstd and without encryption. The server does a part of its work.
-pub(super) fn pg_basebackup(cluster: &Cluster) -> Result<Tool> {
+pub(super) fn pg_basebackup(cluster: &Cluster) -> Tool {
     let store = cluster.root().join("pg_basebackup.store");
     let target = store.join("backup");
-    Ok(Tool {
+    Tool {
         name: "pg_basebackup".into(),
         store,
         init: None,
@@ -199,5 +199,5 @@ pub(super) fn pg_basebackup(cluster: &Cluster) -> Result<Tool> {
             Ok(command)
         }),
         restore: None,
-    })
+    }
 }
