@@ -3,7 +3,7 @@
 //! pgvault runs as the account of the server, as it does in an `archive_command`. Everything lies in one temporary
 //! folder that is removed with the [`Site`].
 
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::missing_errors_doc)]
+#![allow(dead_code, unreachable_pub, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used, clippy::missing_errors_doc)]
 #![expect(clippy::case_sensitive_file_extension_comparisons, reason = "names of objects are what they are")]
 
 use std::collections::BTreeMap;
