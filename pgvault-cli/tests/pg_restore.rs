@@ -144,7 +144,7 @@ fn an_interrupted_restore_does_not_start_and_is_completed_by_delta() {
         let pgdata = site.path(format!("cut{round}"));
         let mut command = site.pgvault(&["restore", "--to", "immediate", "--pgdata", pgdata.to_str().unwrap()]);
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
-        let mut child = Running(command.spawn().unwrap());
+        let mut child = Running::new(command.spawn().unwrap());
         // From the first file on, later and later.
         let enough = usize::try_from(round * 160).unwrap();
         wait_until("the restore has begun", Duration::from_secs(30), || {

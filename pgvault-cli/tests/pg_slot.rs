@@ -9,7 +9,8 @@ mod common;
 
 use std::time::Duration;
 
-use common::{Site, sql, wait_until};
+use common::{Site, lsn, sql, wait_until};
+use pgvault_core::postgres::{Acknowledgement, ConnInfo, Connection, Mode};
 use pgvault_verify::process::Server;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -98,6 +99,34 @@ fn r5_wal_that_the_server_gave_up_is_a_gap_that_is_told_and_not_crossed() {
     assert_eq!(plan["backup_id"], backup["backup_id"]);
     let (restored, _) = site.restore_to("latest", &[]);
     assert_eq!(sql(&restored, "SELECT count(*) FROM t"), rows);
+}
+
+/// A receiver that confirms less than the slot's position moves the slot back, onto WAL that the server no longer has.
+#[test]
+fn r5_a_slot_that_was_moved_back_onto_removed_wal_is_made_anew() {
+    let site = Site::new();
+    let server = start(&site, "max_slot_wal_keep_size = -1");
+    catch_up(&site, &server);
+    let vault_end = site.vault_end(1, 1 << 20).unwrap();
+    let _ = sql(&server, "SELECT pg_drop_replication_slot('pgvault')");
+    for _ in 0..3 {
+        fill(&server, 4);
+        let _ = sql(&server, "CHECKPOINT");
+    }
+    let _ = sql(&server, "SELECT pg_create_physical_replication_slot('pgvault', true)");
+    let options = ConnInfo::parse(&server.conninfo(), &mut |_| None).unwrap();
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let mut connection = Connection::connect(&options, Mode::Replication).await.unwrap();
+        let now = connection.identify_system().await.unwrap();
+        let mut stream = connection.start_replication(Some("pgvault"), now.flush_lsn, now.timeline).await.unwrap();
+        let back = Acknowledgement { write: vault_end, flush: vault_end, apply: vault_end };
+        stream.send_status(back, true, jiff::Timestamp::now()).await.unwrap();
+        stream.stop().await.unwrap();
+    });
+    assert_eq!(lsn(&server, "restart_lsn from pg_replication_slots"), vault_end, "the server believes everything");
+    catch_up(&site, &server);
+    let listed = site.summary(&["list"]);
+    assert_eq!(listed["gaps"].as_array().unwrap().len(), 1, "{listed}");
 }
 
 /// R2: a backup stores its own WAL while no stream runs. The stream that starts again must not take what lies behind the hole for

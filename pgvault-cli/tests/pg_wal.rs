@@ -113,7 +113,7 @@ fn killed_pushes(site: &Site, server: &Server, name: &str) {
     let path = server.pgdata().join("pg_wal").join(name);
     let mut unfinished = 0;
     for round in 0..10u64 {
-        let mut child = Running(site.pgvault(&["wal", "push", path.to_str().unwrap()]).spawn().unwrap());
+        let mut child = Running::new(site.pgvault(&["wal", "push", path.to_str().unwrap()]).spawn().unwrap());
         // No condition to wait for: a kill may come at any time.
         std::thread::sleep(Duration::from_millis(40 + 30 * round));
         if child.is_running() {

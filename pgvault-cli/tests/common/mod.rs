@@ -73,18 +73,25 @@ impl Ran {
     }
 }
 
-/// A child that ends with its owner.
+/// A child that ends with its owner; what it wrote is printed when the test has failed.
 #[derive(Debug)]
-pub struct Running(pub Child);
+pub struct Running {
+    child: Child,
+    log: Option<PathBuf>,
+}
 
 impl Running {
+    pub fn new(child: Child) -> Self {
+        Self { child, log: None }
+    }
+
     /// Asks it to end, and waits.
     pub fn terminate(mut self) -> Option<i32> {
-        let pid = rustix::process::Pid::from_child(&self.0);
+        let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal a child");
         let mut code = None;
         wait_until("a child has ended", Duration::from_secs(20), || {
-            let ended = self.0.try_wait().expect("wait for a child");
+            let ended = self.child.try_wait().expect("wait for a child");
             code = ended.and_then(|status| status.code());
             ended.is_some()
         });
@@ -93,19 +100,22 @@ impl Running {
 
     /// Ends it at once.
     pub fn kill9(mut self) {
-        self.0.kill().expect("kill a child");
-        let _ = self.0.wait();
+        self.child.kill().expect("kill a child");
+        let _ = self.child.wait();
     }
 
     pub fn is_running(&mut self) -> bool {
-        matches!(self.0.try_wait(), Ok(None))
+        matches!(self.child.try_wait(), Ok(None))
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(log) = self.log.as_deref().filter(|_| std::thread::panicking()) {
+            eprintln!("--- {}\n{}", log.display(), fs::read_to_string(log).unwrap_or_default());
+        }
     }
 }
 
@@ -305,7 +315,7 @@ impl Site {
         let errors = file.try_clone().expect("open a log twice");
         let mut command = self.pgvault(&["wal", "stream"]);
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
-        Running(command.spawn().expect("start wal stream"))
+        Running { child: command.spawn().expect("start wal stream"), log: Some(log) }
     }
 
     /// Names of the WAL objects of a timeline in the vault, without those being written.
@@ -469,7 +479,7 @@ pub fn switch_and_archive(server: &Server) -> String {
 pub fn client(server: &Server, program: &str, arguments: &[&str]) -> Running {
     let mut command = server.client(program).expect("a client program");
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    Running(command.spawn().expect("start a client"))
+    Running::new(command.spawn().expect("start a client"))
 }
 
 /// Fails the test when a relation of any database is damaged.

@@ -92,17 +92,18 @@ pub enum StreamEvent {
 /// # Errors
 /// Only what trying again cannot help: a foreign server, another server on the same timeline, a refused login.
 pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>) -> Result<()> {
-    let mut lost_wal = false;
+    let mut asked = Lsn::INVALID;
+    let mut lost = None;
     loop {
         // The session itself watches `stop`, so that it can store and confirm what it has received.
-        let outcome = session(cluster, options, stop.clone(), lost_wal).await;
+        let outcome = session(cluster, options, stop.clone(), lost, &mut asked).await;
+        let says = |error: &Error, state| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
         match outcome {
             Ok(()) => return Ok(()),
-            Err(error) if ServerError::of(&error).is_some_and(|e| e.sqlstate == sqlstate::UNDEFINED_FILE) && !lost_wal => {
-                lost_wal = true;
-            }
+            Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && lost.is_none() => lost = Some(asked),
             Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
-                lost_wal = false;
+                // The server reports an error before it lets go of the slot; that the slot is in use changes nothing.
+                lost = lost.filter(|_| says(&error, sqlstate::OBJECT_IN_USE));
                 tell(options, StreamEvent::Interrupted { reason: error.to_string() });
                 tokio::select! {
                     () = tokio::time::sleep(RECONNECT) => {}
@@ -128,27 +129,36 @@ fn tell(options: &StreamOptions, event: StreamEvent) {
 
 /// One connection's life.
 ///
-/// `lost_wal` tells that the last one ended because the server has removed WAL that the vault lacks.
-async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>, lost_wal: bool) -> Result<()> {
+/// `asked` is set to where streaming was asked for; `lost` is where the last session asked and the server has removed WAL.
+async fn session(
+    cluster: &Cluster,
+    options: &StreamOptions,
+    mut stop: watch::Receiver<bool>,
+    lost: Option<Lsn>,
+    asked: &mut Lsn,
+) -> Result<()> {
     let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
     let identity = connection.identify_system().await?;
     cluster.ensure_is(identity.system_id)?;
     let size = connection.wal_segment_size().await?;
-    let slot = slot(&mut connection, options).await?;
-    let begin = slot.unwrap_or(identity.flush_lsn);
-    let (mut timeline, mut from) = start_point(cluster, &mut connection, options, size, identity.timeline, begin, lost_wal).await?;
+    let begin = slot(&mut connection, options, size, lost).await?.unwrap_or(identity.flush_lsn);
+    let (mut timeline, mut from) =
+        start_point(cluster, &mut connection, options, size, identity.timeline, begin, lost.is_some()).await?;
+    let mut kept = begin;
     loop {
         let _ = take::ensure_history(cluster, &mut connection, timeline).await?;
         let (assembler, start) = Assembler::new(timeline, size, from);
+        *asked = start;
         tell(options, StreamEvent::Started { from: start, timeline });
         let stream = connection.start_replication(Some(&options.slot), start, timeline).await?;
         let mut receiver =
-            Receiver { cluster, options, stream, assembler, queue: VecDeque::new(), received: start, durable: start };
+            Receiver { cluster, options, stream, assembler, queue: VecDeque::new(), received: start, durable: start, kept };
         match receiver.run(&mut stop).await? {
             None => return receiver.stream.stop().await,
             Some((next, next_start)) => {
                 // The end of the old timeline is only stored as a part; the new one's first segment repeats it.
                 receiver.drain().await?;
+                kept = receiver.kept.max(receiver.durable);
                 drop(receiver);
                 timeline = next;
                 from = next_start;
@@ -161,13 +171,20 @@ async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Re
 /// Makes sure that there is a slot that keeps WAL; gives the position it keeps.
 ///
 /// A slot that was never used, or that the server gave up because it kept too much, keeps nothing; newer servers refuse to
-/// stream from the latter. It is replaced by one that keeps WAL from the last checkpoint on.
-async fn slot(connection: &mut Connection, options: &StreamOptions) -> Result<Option<Lsn>> {
+/// stream from the latter. So does a slot that points at WAL of which the server has just said (`lost`) that it is removed.
+/// Such a slot is replaced by one that keeps WAL from the last checkpoint on.
+async fn slot(connection: &mut Connection, options: &StreamOptions, size: SegmentSize, lost: Option<Lsn>) -> Result<Option<Lsn>> {
     let mut state = connection.read_replication_slot(&options.slot).await?;
-    if state == SlotState::Unreserved {
-        connection.drop_slot(&options.slot).await?;
-    }
-    if !matches!(state, SlotState::Reserved { .. }) {
+    let holds = match state {
+        SlotState::Missing | SlotState::Unreserved => false,
+        SlotState::Reserved { restart_lsn, .. } => {
+            lost.is_none_or(|lost| WalSegNo::containing(restart_lsn, size) > WalSegNo::containing(lost, size))
+        }
+    };
+    if !holds {
+        if state != SlotState::Missing {
+            connection.drop_slot(&options.slot).await?;
+        }
         connection.create_physical_slot(&options.slot, false, true).await?;
         tell(options, StreamEvent::SlotCreated { slot: options.slot.clone() });
         state = connection.read_replication_slot(&options.slot).await?;
@@ -243,6 +260,8 @@ struct Receiver<'a> {
     queue: VecDeque<(Lsn, JoinHandle<Result<()>>)>,
     received: Lsn,
     durable: Lsn,
+    /// What the slot already stands at.
+    kept: Lsn,
 }
 
 impl Receiver<'_> {
@@ -323,8 +342,12 @@ impl Receiver<'_> {
     }
 
     /// Reports the durable end, and nothing more (R2, H18).
+    ///
+    /// Nothing is said about what lies before the slot's own position: the server takes every word for the slot's new place,
+    /// a step back as well, and a slot that was moved back onto removed WAL holds nothing (R5).
     async fn acknowledge(&mut self, reply: bool) -> Result<()> {
-        let ack = Acknowledgement { write: self.durable, flush: self.durable, apply: self.durable };
+        let reached = if self.durable >= self.kept { self.durable } else { Lsn::INVALID };
+        let ack = Acknowledgement { write: reached, flush: reached, apply: reached };
         self.stream.send_status(ack, reply, self.cluster.env().now()).await
     }
 }
