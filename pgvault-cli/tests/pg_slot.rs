@@ -114,7 +114,7 @@ fn r5_a_slot_that_was_moved_back_onto_removed_wal_is_made_anew() {
         let _ = sql(&server, "CHECKPOINT");
     }
     let _ = sql(&server, "SELECT pg_create_physical_replication_slot('pgvault', true)");
-    let options = ConnInfo::parse(&server.conninfo(), &mut |_| None).unwrap();
+    let options = ConnInfo::parse(&server.conninfo(), &|_| None).unwrap();
     tokio::runtime::Runtime::new().unwrap().block_on(async {
         let mut connection = Connection::connect(&options, Mode::Replication).await.unwrap();
         let now = connection.identify_system().await.unwrap();
