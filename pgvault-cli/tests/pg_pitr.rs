@@ -123,7 +123,7 @@ impl Load {
 }
 
 #[test]
-fn a_restore_to_any_target_holds_exactly_what_was_committed_there() {
+fn r10_a_restore_to_any_target_holds_exactly_what_was_committed_there() {
     let site = Site::new();
     let server = site.start(site.cluster("main").config(site.archiving()));
     let _ = sql(&server, "create extension amcheck; create table journal(id bigserial primary key, writer int)");

@@ -135,7 +135,7 @@ fn t27_a_delta_restore_over_a_dirty_directory_equals_a_fresh_one() {
 }
 
 #[test]
-fn an_interrupted_restore_does_not_start_and_is_completed_by_delta() {
+fn r15_an_interrupted_restore_does_not_start_and_is_completed_by_delta() {
     let site = Site::new();
     let _server = site_with_a_backup(&site);
     let fresh = site.restore("immediate", &[]);

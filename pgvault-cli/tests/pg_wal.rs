@@ -47,7 +47,7 @@ fn fetch(site: &Site, name: &str) -> (Ran, PathBuf) {
 }
 
 #[test]
-fn push_and_fetch_keep_their_contracts() {
+fn r11_push_and_fetch_keep_their_contracts() {
     let site = Site::new();
     let server = site.start(site.cluster("main"));
     let names = fill_segments(&server, 5);
