@@ -421,3 +421,16 @@ fn a_scram_login_through_a_password_file() {
 fn contains(path: &Path, text: &str) -> bool {
     fs::read(path).unwrap().windows(text.len()).any(|window| window == text.as_bytes())
 }
+
+/// The connection that holds the backup's slot sends nothing while files are copied.
+#[test]
+fn a_server_that_ends_idle_sessions_leaves_the_backup_its_own() {
+    let site = Site::new();
+    let server = site.start(site.cluster("main").config("idle_session_timeout = 150ms"));
+    let _ = sql(&server, "CREATE TABLE t AS SELECT g, repeat(md5(g::text), 10) FROM generate_series(1, 200000) g");
+    for source in ["local", "remote"] {
+        let _ = site.backup(source);
+    }
+    let log = server.log_tail();
+    assert!(!log.contains("idle-session timeout"), "{log}");
+}

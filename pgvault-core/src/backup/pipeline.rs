@@ -30,6 +30,9 @@ use crate::{Error, ErrorKind, Result};
 /// Regions handed to a worker at once, when it reads for itself (16 MiB).
 const READ_RUN: u32 = 64;
 
+/// Jobs waiting for a worker, at most. Each may hold a file open, and 1024 is a usual limit of those.
+const MAX_QUEUE: usize = 256;
+
 /// PUTs in flight.
 const UPLOADS: usize = 4;
 
@@ -79,7 +82,7 @@ impl Pipeline {
             bad_page_count: 0.into(),
             changed_bytes: 0.into(),
         });
-        let (jobs, queue) = async_channel::bounded(workers.max(1) * 16);
+        let (jobs, queue) = async_channel::bounded((workers.max(1) * 16).min(MAX_QUEUE));
         let threads = (0..workers.max(1))
             .map(|n| {
                 let (shared, queue) = (shared.clone(), queue.clone());
