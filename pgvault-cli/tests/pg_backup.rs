@@ -153,11 +153,49 @@ fn t19_t25_t26_tablespaces_hostile_names_unlogged_and_temporary_relations() {
         if source == "local" {
             amcheck(&restored);
         }
+        drop(restored);
+        delta_over_tablespaces(&site, &pgdata, &new, &mappings);
     }
     drop(temporary);
     let backups = site.summary(&["list"])["backups"].clone();
     assert_eq!(backups[0]["labels"]["why"], "because", "{backups}");
     let _ = site.pgv(&["check"]).ok();
+}
+
+/// T27: what was lived in, with tablespaces that hold strangers, becomes what a fresh restore is.
+fn delta_over_tablespaces(site: &Site, pgdata: &Path, spaces: &[PathBuf], mappings: &[&str]) {
+    let fresh: Vec<PathBuf> = (0..spaces.len()).map(|_| site.fresh("fresh-space")).collect();
+    let elsewhere: Vec<String> = mappings
+        .iter()
+        .zip(&fresh)
+        .map(|(mapping, new)| format!("{}={}", mapping.rsplit_once('=').unwrap().0, new.display()))
+        .collect();
+    let elsewhere: Vec<&str> = elsewhere.iter().map(String::as_str).collect();
+    let other = site.restore("latest", &elsewhere);
+
+    let version = fs::read_dir(&spaces[0]).unwrap().next().unwrap().unwrap().path();
+    fs::write(version.join("stranger"), b"x").unwrap();
+    fs::create_dir(spaces[0].join("PG_9.6_201608131")).unwrap();
+    fs::write(spaces[0].join("PG_9.6_201608131/theirs"), b"another server's").unwrap();
+    let largest = files_below(&version).into_iter().max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    fs::OpenOptions::new().write(true).open(&largest).unwrap().write_all_at(b"damage", 5000).unwrap();
+    site.account.own(&spaces[0]).unwrap();
+    let mut arguments = vec!["--delta"];
+    arguments.extend(mappings);
+    let _ = site.restore_into(pgdata, "latest", &arguments).ok();
+
+    assert_eq!(fs::read(spaces[0].join("PG_9.6_201608131/theirs")).unwrap(), b"another server's");
+    fs::remove_dir_all(spaces[0].join("PG_9.6_201608131")).unwrap();
+    for (one, two) in spaces.iter().zip(&fresh) {
+        common::assert_same_tree(one, two);
+    }
+    // The links and the map of tablespaces name other places; everything else is the same.
+    let without = |pgdata: &Path| {
+        let mut tree = tree(pgdata);
+        tree.retain(|name, _| !name.starts_with("pg_tblspc/") && name != "tablespace_map");
+        tree
+    };
+    assert!(without(pgdata) == without(&other));
 }
 
 /// T8: files grow, shrink and vanish while they are copied, and every backup restores to the same end.

@@ -64,7 +64,7 @@ fn t27_a_delta_restore_over_a_dirty_directory_equals_a_fresh_one() {
 
     let dirty = copy(&site, &fresh, "dirty");
     let files = relations(&dirty, 24 << 10);
-    assert!(files.len() > 8, "{files:?}");
+    assert!(files.len() > 9, "{files:?}");
     // Extended, truncated to pages, truncated inside a page, emptied.
     fs::OpenOptions::new().append(true).open(&files[0]).unwrap().write_all(&vec![7; 3 * 8192]).unwrap();
     fs::OpenOptions::new().write(true).open(&files[1]).unwrap().set_len(8192).unwrap();
@@ -107,6 +107,11 @@ fn t27_a_delta_restore_over_a_dirty_directory_equals_a_fresh_one() {
     fs::write(files[8].join("inside"), b"x").unwrap();
     fs::remove_dir_all(dirty.join("pg_notify")).unwrap();
     fs::write(dirty.join("pg_notify"), b"x").unwrap();
+    // A file that somebody else's name leads to as well, as in a copy made with `cp -al`.
+    let shared = site.path("shared");
+    fs::hard_link(&files[9], &shared).unwrap();
+    fs::OpenOptions::new().write(true).open(&shared).unwrap().write_all_at(b"theirs", 100).unwrap();
+    let theirs = fs::read(&shared).unwrap();
     // Other modes.
     fs::set_permissions(dirty.join("pg_hba.conf"), fs::Permissions::from_mode(0o644)).unwrap();
     fs::set_permissions(dirty.join("base"), fs::Permissions::from_mode(0o755)).unwrap();
@@ -117,6 +122,7 @@ fn t27_a_delta_restore_over_a_dirty_directory_equals_a_fresh_one() {
     assert_eq!(fs::read(&victim).unwrap(), b"untouched");
     assert_eq!(fs::read(victims.join("file")).unwrap(), b"untouched");
     assert_eq!(tree(&victims).len(), 1);
+    assert_eq!(fs::read(&shared).unwrap(), theirs, "written through a hard link");
 
     // A directory that was lived in.
     let lived = copy(&site, &fresh, "lived");
