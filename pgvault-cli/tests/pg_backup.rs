@@ -472,3 +472,35 @@ fn a_server_that_ends_idle_sessions_leaves_the_backup_its_own() {
     let log = server.log_tail();
     assert!(!log.contains("idle-session timeout"), "{log}");
 }
+
+/// A local backup reads a directory that the configuration names: it must be the server's own, and all of it readable.
+#[test]
+fn a_directory_that_is_not_the_servers_own_is_refused() {
+    let site = Site::new();
+    let mut server = site.start(site.cluster("main").config(site.archiving()));
+    let space = site.directory("space");
+    let _ = sql(&server, &format!("CREATE TABLESPACE space LOCATION '{}'", space.display()));
+    let _ = sql(&server, "CREATE TABLE t TABLESPACE space AS SELECT generate_series(1, 100) AS id");
+    server.stop(Mode::Fast).unwrap();
+    let mut copy = site.command("cp");
+    copy.arg("-a").arg(server.pgdata()).arg(site.path("lagging"));
+    assert_eq!(run(copy).code, Some(0));
+    server.start().unwrap();
+    let _ = sql(&server, "INSERT INTO t SELECT generate_series(1, 1000); CHECKPOINT");
+
+    let refused = |pgdata: &Path, code: i32, word: &str| {
+        site.configure_text("vault", &server.conninfo(), Some(pgdata));
+        let _ = site.pgv(&["backup", "--source", "local"]).expect(code).says(word);
+        assert_eq!(site.snapshots(), 0);
+    };
+    refused(&site.path("lagging"), 6, "is only at");
+    refused(&site.path("nowhere"), 6, "nowhere");
+    let stranger = site.cluster("stranger").create().unwrap();
+    refused(stranger.pgdata(), 10, "holds no cluster");
+
+    let version = fs::read_dir(&space).unwrap().next().unwrap().unwrap().path();
+    fs::set_permissions(&version, fs::Permissions::from_mode(0o000)).unwrap();
+    refused(server.pgdata(), 6, "Permission denied");
+    fs::set_permissions(&version, fs::Permissions::from_mode(0o700)).unwrap();
+    let _ = site.backup("local");
+}

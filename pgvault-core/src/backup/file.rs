@@ -3,17 +3,25 @@
 //! Its regions are worked on by several threads in any order; the thread that finishes the last one assembles the map.
 
 use std::fs::File;
+use std::io;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 
 use crate::format::map::{BLOCK_DIGEST, Extent, FileMap, PackId};
 use crate::format::{BLOCK, REGION_BLOCKS};
 use crate::postgres::RelationFile;
+use crate::{Error, ErrorKind};
 
 /// Bytes of a full region.
 pub(super) const REGION: usize = BLOCK * REGION_BLOCKS;
 
 /// Files larger than this are refused: their map would not fit one pack (PostgreSQL's own end at 1 GiB).
 pub(super) const MAX_FILE: u64 = 32 << 30;
+
+/// A part of the source cannot be read: trouble of the source, not of pgvault.
+pub(super) fn unreadable(doing: &str, path: &Path, error: io::Error) -> Error {
+    Error::new(ErrorKind::Source, "source.file", format!("{doing} {}: {error}", path.display())).with_source(error)
+}
 
 /// What became of a region.
 #[derive(Debug)]

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::exclude;
+use super::file::unreadable;
 use super::pipeline::Pipeline;
 use crate::format::file_table::{FileEntry, Node};
 use crate::postgres::ControlFile;
@@ -53,10 +54,10 @@ fn walk(directory: &Path, relative: &str, version_directory: &str, listing: &mut
         Ok(reading) => reading,
         // A dropped database.
         Err(e) if e.kind() == io::ErrorKind::NotFound && !relative.is_empty() => return Ok(()),
-        Err(e) => return Err(Error::io("list", directory, e)),
+        Err(e) => return Err(unreadable("list", directory, e)),
     };
     for child in reading {
-        let child = child.map_err(|e| Error::io("list", directory, e))?;
+        let child = child.map_err(|e| unreadable("list", directory, e))?;
         let Some(name) = child.file_name().to_str().map(str::to_owned) else {
             listing.warnings.push(format!("{} is left out: its name is not UTF-8", child.path().display()));
             continue;
@@ -68,7 +69,7 @@ fn walk(directory: &Path, relative: &str, version_directory: &str, listing: &mut
         match child.metadata() {
             Ok(metadata) => children.push((path, name, metadata, child.path())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-            Err(e) => return Err(Error::io("stat", &child.path(), e)),
+            Err(e) => return Err(unreadable("stat", &child.path(), e)),
         }
     }
     let unlogged = exclude::unlogged(children.iter().map(|(path, ..)| path.as_str()));
@@ -99,7 +100,7 @@ fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &
         Ok(target) => target,
         // A tablespace that was dropped meanwhile.
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(e) => return Err(Error::io("read the link", place, e)),
+        Err(e) => return Err(unreadable("read the link", place, e)),
     };
     let followed = fs::metadata(place);
     if parent == "pg_tblspc" {
@@ -119,7 +120,7 @@ fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &
         listing.tablespaces.push(Tablespace { oid, location });
         let inner = place.join(version_directory);
         // A live tablespace always has this directory: one that cannot be seen from here must not be left out in silence.
-        let metadata = fs::metadata(&inner).map_err(|e| Error::io("read the tablespace at", &inner, e))?;
+        let metadata = fs::metadata(&inner).map_err(|e| unreadable("read the tablespace at", &inner, e))?;
         let inner_path = format!("{path}/{version_directory}");
         push_directory(listing, &inner_path, metadata.mode());
         return walk(&inner, &inner_path, version_directory, listing);
@@ -136,7 +137,7 @@ fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             listing.warnings.push(format!("{path} is left out: it is a link to {}, which does not exist", target.display()));
         }
-        Err(e) => return Err(Error::io("stat", place, e)),
+        Err(e) => return Err(unreadable("stat", place, e)),
     }
     Ok(())
 }
@@ -147,7 +148,7 @@ pub(super) async fn copy(pipeline: &Pipeline, pgdata: &Path, listing: &Listing) 
         let (file, metadata) = match fs::File::open(place).and_then(|file| file.metadata().map(|m| (file, m))) {
             Ok(opened) => opened,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            Err(e) => return Err(Error::io("open", place, e)),
+            Err(e) => return Err(unreadable("open", place, e)),
         };
         let task = pipeline.file(path.clone(), metadata.mode() & 0o7777, metadata.len(), Some(file))?;
         pipeline.read(&task).await?;
@@ -163,7 +164,7 @@ pub(super) async fn copy(pipeline: &Pipeline, pgdata: &Path, listing: &Listing) 
 pub(super) async fn read_control(path: &Path) -> Result<Vec<u8>> {
     let mut attempt = 0;
     loop {
-        let bytes = fs::read(path).map_err(|e| Error::io("read", path, e))?;
+        let bytes = fs::read(path).map_err(|e| unreadable("read", path, e))?;
         match ControlFile::parse(&bytes) {
             Ok(_) => return Ok(bytes),
             Err(error) if error.is_torn() && attempt < 20 => {

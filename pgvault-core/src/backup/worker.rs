@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::file::{FileTask, Placed, REGION};
+use super::file::{FileTask, Placed, REGION, unreadable};
 use super::packer::Packer;
 use crate::crypto::digest::DigestKey;
 use crate::crypto::sealed::FrameEncoder;
@@ -320,7 +320,7 @@ fn read_region(file: &FileTask, region: u32, buffer: &mut [u8]) -> Result<()> {
             }
             Ok(n) => filled += n,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(Error::io("read", std::path::Path::new(&file.path), e)),
+            Err(e) => return Err(unreadable("read", std::path::Path::new(&file.path), e)),
         }
     }
     Ok(())
