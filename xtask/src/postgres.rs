@@ -30,7 +30,7 @@ pub(crate) fn ensure(version: u32) -> Result<PathBuf> {
     }
     let package = format!("postgresql-{version}");
     if is_available(&package) {
-        install(&[&package], &format!("tests run against a real PostgreSQL {version}"))?;
+        install(&[&package], &format!("the demo and the tests run against a real PostgreSQL {version}"))?;
     } else if version == 16 {
         provision_16()?;
     } else {
