@@ -7,7 +7,8 @@
 
 mod common;
 
-use std::time::Duration;
+use std::fs;
+use std::time::{Duration, Instant};
 
 use common::{Site, lsn, sql, wait_until};
 use pgvault_core::postgres::{Acknowledgement, ConnInfo, Connection, Mode};
@@ -37,14 +38,22 @@ fn last_segment(server: &Server) -> String {
     sql(server, "SELECT pg_walfile_name(pg_switch_wal())").trim().to_owned()
 }
 
-/// Streams until the segment that is open now is in the vault.
+/// Streams until a segment that was written meanwhile is in the vault. A slot that has to be made anew begins at the last
+/// checkpoint, which may lie behind what was written before: so more than one may have to be written.
 fn catch_up(site: &Site, server: &Server) {
     let stream = site.stream();
     let active = "SELECT coalesce(bool_or(active), false) FROM pg_replication_slots WHERE slot_name = 'pgvault'";
     wait_until("the stream is attached", PATIENCE, || sql(server, active).trim() == "t");
-    let _ = sql(server, "INSERT INTO t (pad) VALUES ('caught up')");
-    let wanted = format!("{}.wal", last_segment(server));
-    wait_until("the stream has caught up", PATIENCE, || site.wal_objects(1).contains(&wanted));
+    let mut wanted = String::new();
+    let mut next = Instant::now();
+    wait_until("the stream has caught up", PATIENCE, || {
+        if Instant::now() >= next {
+            let _ = sql(server, "INSERT INTO t (pad) VALUES ('caught up')");
+            wanted = format!("{}.wal", last_segment(server));
+            next = Instant::now() + Duration::from_secs(5);
+        }
+        site.wal_objects(1).contains(&wanted)
+    });
     assert_eq!(stream.terminate(), Some(0));
 }
 
@@ -127,6 +136,31 @@ fn r5_a_slot_that_was_moved_back_onto_removed_wal_is_made_anew() {
     catch_up(&site, &server);
     let listed = site.summary(&["list"]);
     assert_eq!(listed["gaps"].as_array().unwrap().len(), 1, "{listed}");
+}
+
+/// H19: a connection that is open and says nothing is given up, and streaming goes on with the next one.
+#[test]
+fn h19_a_server_that_fell_silent_is_left_and_found_again() {
+    let site = Site::new();
+    let server = start(&site, "");
+    let text = fs::read_to_string(site.path("pgvault.toml")).unwrap();
+    let _ = site.write("pgvault.toml", format!("{text}\n[cluster.main.wal]\nreceive_timeout = \"2s\"\n"));
+    let stream = site.stream();
+    let pid = "SELECT coalesce(max(active_pid), 0) FROM pg_replication_slots";
+    let walsender = || sql(&server, pid).trim().parse::<i32>().unwrap();
+    wait_until("the stream is attached", PATIENCE, || walsender() != 0);
+    // An idle server answers when it is asked, for longer than the timeout.
+    std::thread::sleep(Duration::from_secs(5));
+    assert!(!stream.log().contains("not answered"), "{}", stream.log());
+    let first = walsender();
+    let process = rustix::process::Pid::from_raw(first).unwrap();
+    rustix::process::kill_process(process, rustix::process::Signal::STOP).unwrap();
+    wait_until("the silence is noticed", PATIENCE, || stream.log().contains("has not answered for 2 s"));
+    rustix::process::kill_process(process, rustix::process::Signal::CONT).unwrap();
+    wait_until("another connection streams", PATIENCE, || ![0, first].contains(&walsender()));
+    let wanted = format!("{}.wal", last_segment(&server));
+    wait_until("the stream has caught up", PATIENCE, || site.wal_objects(1).contains(&wanted));
+    assert_eq!(stream.terminate(), Some(0));
 }
 
 /// R2: a backup stores its own WAL while no stream runs. The stream that starts again must not take what lies behind the hole for

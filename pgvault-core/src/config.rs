@@ -87,11 +87,20 @@ pub struct WalConfig {
     pub flush_interval: Duration,
     /// Confirm commits only when they are durable in the vault.
     pub synchronous: bool,
+    /// A server that says nothing for so long, though asked, is taken for lost and connected to again; as PostgreSQL's
+    /// `wal_receiver_timeout`.
+    #[serde(deserialize_with = "load::duration")]
+    pub receive_timeout: Duration,
 }
 
 impl Default for WalConfig {
     fn default() -> Self {
-        Self { slot: "pgvault".into(), flush_interval: Duration::from_secs(1), synchronous: false }
+        Self {
+            slot: "pgvault".into(),
+            flush_interval: Duration::from_secs(1),
+            synchronous: false,
+            receive_timeout: Duration::from_secs(60),
+        }
     }
 }
 

@@ -86,7 +86,12 @@ pub(crate) async fn stream(cli: &Cli, printer: &Printer, args: &StreamArgs) -> R
     let cluster = context.open(&args.cluster, config.pgdata.as_deref().and_then(system_id_of)).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let options = StreamOptions { connection: Context::connection(config)?, slot: config.wal.slot.clone(), events };
+    let options = StreamOptions {
+        connection: Context::connection(config)?,
+        slot: config.wal.slot.clone(),
+        receive_timeout: config.wal.receive_timeout,
+        events,
+    };
     let failed = |e: std::io::Error| Error::new(ErrorKind::Failed, "signal", format!("listen for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

@@ -104,6 +104,11 @@ impl Running {
         let _ = self.child.wait();
     }
 
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        self.log.as_deref().and_then(|log| fs::read_to_string(log).ok()).unwrap_or_default()
+    }
+
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -114,7 +119,7 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
         if let Some(log) = self.log.as_deref().filter(|_| std::thread::panicking()) {
-            eprintln!("--- {}\n{}", log.display(), fs::read_to_string(log).unwrap_or_default());
+            eprintln!("--- {}\n{}", log.display(), self.log());
         }
     }
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::assemble::{Assembler, Piece};
 use super::catalog::Catalog;
@@ -40,6 +41,8 @@ pub struct StreamOptions {
     pub connection: ConnInfo,
     /// The slot, created when it is missing.
     pub slot: String,
+    /// How long the server may say nothing, though asked, before the connection is given up (H19).
+    pub receive_timeout: Duration,
     /// Where what is going on is told.
     pub events: tokio::sync::mpsc::UnboundedSender<StreamEvent>,
 }
@@ -267,9 +270,15 @@ struct Receiver<'a> {
 impl Receiver<'_> {
     /// Receives until the timeline ends (giving the next) or `stop` is set.
     async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<(TimelineId, Lsn)>> {
-        let mut status = tokio::time::interval(STATUS_INTERVAL);
+        let patience = self.options.receive_timeout;
+        let mut status = tokio::time::interval(STATUS_INTERVAL.min(patience / 4));
+        // An idle server is silent for as long as it hears from its receiver: whether it still lives, only a question tells.
+        let mut heard = Instant::now();
         loop {
             let busy = self.queue.len() >= IN_FLIGHT;
+            if busy {
+                heard = Instant::now();
+            }
             tokio::select! {
                 biased;
                 () = stopped(stop) => {
@@ -280,8 +289,14 @@ impl Receiver<'_> {
                 stored = Self::first_stored(&mut self.queue) => {
                     self.confirm(stored?).await?;
                 }
-                _ = status.tick() => self.acknowledge(false).await?,
-                message = self.stream.next(), if !busy => match message? {
+                _ = status.tick() => {
+                    if heard.elapsed() >= patience {
+                        let why = format!("PostgreSQL has not answered for {} s", patience.as_secs_f32());
+                        return Err(Error::new(ErrorKind::Source, "source.timeout", why));
+                    }
+                    self.acknowledge(heard.elapsed() >= patience / 2).await?;
+                }
+                message = self.stream.next(), if !busy => { heard = Instant::now(); match message? {
                     WalMessage::Data { start, bytes, .. } => {
                         self.received = start.advance(bytes.len() as u64);
                         for piece in self.assembler.add(start, &bytes)? {
@@ -301,7 +316,7 @@ impl Receiver<'_> {
                         self.flush();
                         return Ok(Some((next_timeline, next_start)));
                     }
-                },
+                } },
             }
         }
     }

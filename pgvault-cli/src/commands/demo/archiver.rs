@@ -28,7 +28,12 @@ impl Archiver {
         let (stop, stopped) = watch::channel(false);
         let (told, progress) = watch::channel(Progress::default());
         let (events, mut happened) = tokio::sync::mpsc::unbounded_channel();
-        let options = StreamOptions { connection: connection.clone(), slot: "pgvault".into(), events };
+        let options = StreamOptions {
+            connection: connection.clone(),
+            slot: "pgvault".into(),
+            receive_timeout: std::time::Duration::from_secs(60),
+            events,
+        };
         let cluster = cluster.clone();
         let task = tokio::spawn(async move {
             let streaming = stream(&cluster, &options, stopped);
