@@ -10,6 +10,7 @@ pub mod file_table;
 pub mod map;
 pub mod object;
 pub mod pack_table;
+pub mod table_index;
 
 pub use cursor::{Cursor, put_string, put_varint};
 

@@ -10,6 +10,7 @@ pub mod layout;
 pub mod session;
 pub mod snapshot;
 pub mod store;
+pub mod tables;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -328,6 +329,16 @@ impl Vault {
             vault_document: self.document_sha256,
         }
     }
+}
+
+/// Makes the absence of something that a committed backup names the damage that it is.
+pub(crate) fn lost(path: &str, error: Error) -> Error {
+    if error.kind() != ErrorKind::NotFound {
+        return error;
+    }
+    Error::new(ErrorKind::Corrupt, "pack.missing", format!("{path} is missing from the vault")).with_hint(
+        "run `pgvault check` to see which backups it hurts; restore the object from the store's versions or a vault copy",
+    )
 }
 
 /// A cluster whose keys are open.

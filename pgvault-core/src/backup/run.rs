@@ -23,9 +23,13 @@ use crate::progress::SharedProgress;
 use crate::vault::audit::{self, Event};
 use crate::vault::session::{Purpose, Session};
 use crate::vault::snapshot::{BackupKind, BadPage, Manifest, Snapshot, SourceKind, Tablespace};
+use crate::vault::tables::{Limits, Tables};
 use crate::vault::{Cluster, layout};
 use crate::wal::take;
 use crate::{Error, ErrorKind, Result};
+
+/// Warnings that a manifest keeps.
+const MAX_WARNINGS: usize = 500;
 
 /// How to take a backup.
 #[derive(Debug, Clone)]
@@ -100,11 +104,13 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
     take::ensure(cluster, &mut server.replication, server.segment_size, timeline, parsed.start_lsn, copied.stop, patience).await?;
 
     let (table, files, source_bytes) = file_table(copied.entries, copied.output.entries);
-    let packs = copied.output.packs;
+    let tables = Tables::store(cluster, &copied.output.packs, table, Limits::default()).await?;
+    let stored = || copied.output.packs.iter().chain(tables.packs());
     let mut warnings = copied.warnings;
     if bad_page_count > copied.output.bad_pages.len() as u64 {
         warnings.push(format!("{bad_page_count} pages are bad; the first {} are listed", copied.output.bad_pages.len()));
     }
+    cut(&mut warnings);
     let manifest = Manifest {
         id,
         kind: BackupKind::Full,
@@ -131,11 +137,11 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
         files,
         source_bytes,
         changed_bytes: copied.output.changed_bytes,
-        stored_bytes: packs.iter().map(|p| p.size).sum(),
-        objects_put: packs.len() as u64 + 1,
+        stored_bytes: stored().map(|p| p.size).sum(),
+        objects_put: stored().count() as u64 + 1,
         version: env!("CARGO_PKG_VERSION").into(),
     };
-    let object = Snapshot { manifest: &manifest, packs: &packs, file_table: &table }.seal(cluster)?;
+    let object = Snapshot { manifest: &manifest, tables: &tables }.seal(cluster)?;
     session.ensure_live(cluster).await?;
     cluster.put_once(&object).await?;
     if let Err(error) = audit::record(cluster, Event::BackupCommitted { backup_id: id }).await {
@@ -144,6 +150,14 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
     }
     tracing::info!(backup = %id, object = %cluster.path(&layout::snapshot(id)), "backup committed");
     Ok(manifest)
+}
+
+/// Cuts a list of warnings to what somebody may still read: the manifest's JSON has to fit into one frame.
+fn cut(warnings: &mut Vec<String>) {
+    if let Some(more) = warnings.len().checked_sub(MAX_WARNINGS).filter(|more| *more > 0) {
+        warnings.truncate(MAX_WARNINGS);
+        warnings.push(format!("and {more} more"));
+    }
 }
 
 /// Puts directories, links and files into one sorted table.

@@ -195,16 +195,9 @@ impl Checker<'_> {
             }
         }
         for (id, (pack, hurts)) in &needed {
-            let name = layout::pack(Ulid::from_bytes(*id));
-            let problem = match self.objects.get(&name) {
-                None => Some("is missing".to_owned()),
-                Some(object) if self.damaged.contains(&name) => Some(object.name.clone()),
-                Some(object) if object.size != pack.size => {
-                    Some(format!("has {} bytes; the manifest says {}", object.size, pack.size))
-                }
-                Some(_) => None,
-            };
+            let problem = self.problem(pack);
             if let Some(problem) = problem {
+                let name = layout::pack(Ulid::from_bytes(*id));
                 self.report.error(self.cluster.path(&name), problem, sorted(hurts.iter().copied()));
             }
         }
@@ -213,25 +206,31 @@ impl Checker<'_> {
             let is_needed = layout::id_of(name).is_some_and(|id| needed.contains_key(&id.to_bytes()));
             if !is_needed {
                 let problem = self.objects.get(name).map(|o| o.name.clone()).unwrap_or_default();
-                self.report.error(self.cluster.path(name), format!("{problem} (no backup needs it)"), Vec::new());
+                self.report.error(self.cluster.path(name), format!("{problem} (no backup that can be read needs it)"), Vec::new());
             }
         }
         Ok(manifests)
     }
 
-    /// Checks one manifest's file table and maps against its pack table; returns the packs.
+    /// Checks one manifest's file table and maps against its pack table; returns the packs that it needs.
     async fn snapshot(&mut self, id: Ulid) -> Result<(Manifest, Vec<PackRef>)> {
         let size = self.objects.get(&layout::snapshot(id)).map(|o| o.size);
         let snapshot: OpenSnapshot = snapshot::open(self.cluster, id, size).await?;
+        let mut needed: Vec<PackRef> = snapshot.table_packs().copied().collect();
+        if needed.iter().any(|pack| self.problem(pack).is_some()) {
+            // It is reported as itself; there is no reading on without it.
+            return Ok((snapshot.manifest, needed));
+        }
         let packs = snapshot.packs().await?;
         let known: BTreeSet<PackId> = packs.iter().map(|p| p.id).collect();
         let mut open: Option<(PackId, StoredObject)> = None;
         let (mut files, mut bytes) = (0u64, 0u64);
-        for chunk in 0..snapshot.file_chunks() {
-            for entry in snapshot.file_chunk(chunk).await? {
+        let mut table = snapshot.files();
+        while let Some(entries) = table.next_chunk().await? {
+            for entry in entries {
                 if let Node::File { len, .. } = &entry.node {
                     files += 1;
-                    bytes += len;
+                    bytes = bytes.saturating_add(*len);
                 }
                 if let Some(map) = self.map(&entry, &known, &mut open).await? {
                     self.extents(&entry, &map, &known)?;
@@ -249,7 +248,19 @@ impl Checker<'_> {
                 ),
             ));
         }
-        Ok((manifest, packs))
+        needed.extend(packs);
+        Ok((manifest, needed))
+    }
+
+    /// What is wrong with a pack that a manifest names.
+    fn problem(&self, pack: &PackRef) -> Option<String> {
+        let name = layout::pack(Ulid::from_bytes(pack.id));
+        match self.objects.get(&name) {
+            None => Some("is missing".to_owned()),
+            Some(object) if self.damaged.contains(&name) => Some(object.name.clone()),
+            Some(object) if object.size != pack.size => Some(format!("has {} bytes; the manifest says {}", object.size, pack.size)),
+            Some(_) => None,
+        }
     }
 
     async fn map(

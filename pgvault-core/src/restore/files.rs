@@ -23,7 +23,7 @@ use crate::format::map::{Extent, PackId};
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN};
 use crate::format::pack_table::PackRef;
 use crate::progress::SharedProgress;
-use crate::vault::{Cluster, layout};
+use crate::vault::{Cluster, layout, lost};
 use crate::{Error, ErrorKind, Result};
 
 /// Extents planned at once; bounds memory at about 50 MB whatever the database's size.
@@ -241,15 +241,6 @@ async fn open_pack(cluster: &Cluster, pack: &PackRef) -> Result<OpenPack> {
     let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer)
         .map_err(|e| Error::from(e).context(&path))?;
     Ok(OpenPack { path, reader: Arc::new(reader) })
-}
-
-fn lost(path: &str, error: Error) -> Error {
-    if error.kind() != ErrorKind::NotFound {
-        return error;
-    }
-    Error::new(ErrorKind::Corrupt, "pack.missing", format!("{path} is missing from the vault")).with_hint(
-        "run `pgvault check` to see which backups it hurts; restore the object from the store's versions or a vault copy",
-    )
 }
 
 /// Cuts what is wanted of a pack, sorted by frame, into ranges that are worth one request each.

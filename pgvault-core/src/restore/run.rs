@@ -22,7 +22,7 @@ use crate::format::object::Kind;
 use crate::format::pack_table::PackRef;
 use crate::postgres::{TablespaceMap, TablespaceMapEntry, invalidate_checkpoint};
 use crate::progress::SharedProgress;
-use crate::vault::{Cluster, StoredObject, audit, layout};
+use crate::vault::{Cluster, StoredObject, audit, layout, lost};
 use crate::{Error, ErrorKind, Result};
 
 const CONTROL: &str = "global/pg_control";
@@ -78,6 +78,8 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     for root in &roots {
         check_root(root, options.delta, root == &options.pgdata)?;
     }
+    // So is the vault: without these nothing can be restored, and `--delta` would spoil a directory for nothing.
+    let packs: BTreeMap<PackId, PackRef> = plan.snapshot.packs().await?.into_iter().map(|p| (p.id, p)).collect();
     for root in &roots {
         prepare_root(root, root == &options.pgdata)?;
     }
@@ -87,7 +89,6 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
         sync_directory(&options.pgdata.join("global"));
     }
     options.progress.phase("restore", Some(manifest.source_bytes));
-    let packs: BTreeMap<PackId, PackRef> = plan.snapshot.packs().await?.into_iter().map(|p| (p.id, p)).collect();
     let written = Arc::new(AtomicU64::new(0));
     let writer = Writer {
         cluster,
@@ -101,8 +102,9 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     }
     let mut maps = MapReader { cluster, open: None };
     let mut batch = Batch::default();
-    for chunk in 0..plan.snapshot.file_chunks() {
-        for entry in plan.snapshot.file_chunk(chunk).await? {
+    let mut files = plan.snapshot.files();
+    while let Some(entries) = files.next_chunk().await? {
+        for entry in entries {
             place(&entry, options, &locations, &mut maps, &mut batch).await?;
             if batch.len() >= BATCH_EXTENTS {
                 writer.write(std::mem::take(&mut batch)).await?;
@@ -210,8 +212,9 @@ async fn remove_strangers(plan: &Plan, pgdata: &Path, locations: &BTreeMap<u32, 
     for root in std::iter::once(pgdata).chain(locations.values().map(PathBuf::as_path)) {
         let _ = wanted.insert(root.to_path_buf(), BTreeMap::new());
     }
-    for chunk in 0..plan.snapshot.file_chunks() {
-        for entry in plan.snapshot.file_chunk(chunk).await? {
+    let mut files = plan.snapshot.files();
+    while let Some(entries) = files.next_chunk().await? {
+        for entry in entries {
             if matches!(entry.node, Node::Tablespace { .. }) {
                 continue;
             }
@@ -307,7 +310,8 @@ impl MapReader<'_> {
             MapPlace::Frames { pack, first, count } => {
                 if self.open.as_ref().is_none_or(|(open, _)| open != pack) {
                     let name = layout::pack(ulid::Ulid::from_bytes(*pack));
-                    let object = self.cluster.open(Kind::Meta, &name, None).await.map_err(plan_damage)?;
+                    let opened = self.cluster.open(Kind::Meta, &name, None).await;
+                    let object = opened.map_err(|e| lost(&self.cluster.path(&name), e))?;
                     self.open = Some((*pack, object));
                 }
                 let mut bytes = Vec::new();
@@ -320,16 +324,6 @@ impl MapReader<'_> {
             }
         }
     }
-}
-
-/// A pack that a committed snapshot names must be there.
-fn plan_damage(error: Error) -> Error {
-    if error.kind() != ErrorKind::NotFound {
-        return error;
-    }
-    Error::new(ErrorKind::Corrupt, "pack.missing", error.to_string()).with_hint(
-        "run `pgvault check` to see which backups it hurts; restore the object from the store's versions or a vault copy",
-    )
 }
 
 /// Writes what recovery needs, makes everything durable, and only then lets the directory be started.

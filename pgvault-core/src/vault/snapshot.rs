@@ -2,8 +2,8 @@
 //!
 //! ```text
 //! frame 0     the manifest, JSON
-//! frame 1     the pack table
-//! frame 2..   the file table, in chunks
+//! frame 1     where the tables are
+//! frame 2..   the tables' chunks, unless they lie in packs of their own
 //! ```
 
 use std::collections::BTreeMap;
@@ -11,11 +11,13 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
+use super::tables::{self, FIRST_CHUNK, FileTable, Tables};
 use super::{Cluster, StoredObject, layout};
 use crate::crypto::sealed::{FrameEncoder, SealedObject, SealedWriter};
-use crate::format::file_table::{self, FileEntry};
+use crate::format::FormatError;
 use crate::format::object::Kind;
-use crate::format::pack_table::{self, PackRef};
+use crate::format::pack_table::PackRef;
+use crate::format::table_index::TableIndex;
 use crate::postgres::{Lsn, SegmentSize, SystemId, TimelineId};
 use crate::{Error, ErrorKind, Result};
 
@@ -125,10 +127,8 @@ pub struct Manifest {
 pub struct Snapshot<'a> {
     /// The manifest.
     pub manifest: &'a Manifest,
-    /// The packs it needs, sorted by id.
-    pub packs: &'a [PackRef],
-    /// The file table's chunks.
-    pub file_table: &'a [Vec<u8>],
+    /// Its tables; what does not fit into the object is stored by now.
+    pub tables: &'a Tables,
 }
 
 impl Snapshot<'_> {
@@ -140,9 +140,9 @@ impl Snapshot<'_> {
         let json = serde_json::to_vec(self.manifest).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
         let keys = cluster.keys();
         let mut writer = SealedWriter::new(cluster.env(), keys, Kind::Snapshot, layout::snapshot(self.manifest.id), 1 << 20)?;
-        let mut encoder = FrameEncoder::new(3)?;
-        let pack_table = pack_table::encode(self.packs);
-        for frame in [&json, &pack_table].into_iter().chain(self.file_table) {
+        let mut encoder = FrameEncoder::new(tables::LEVEL)?;
+        let index = self.tables.index.encode();
+        for frame in [&json, &index].into_iter().chain(&self.tables.chunks) {
             let _ = writer.push(&mut encoder, frame, keys.digest().frame(frame))?;
         }
         let object = writer.finish(Vec::new());
@@ -162,29 +162,27 @@ impl Snapshot<'_> {
 pub struct OpenSnapshot {
     /// Its manifest.
     pub manifest: Manifest,
+    index: TableIndex,
     object: StoredObject,
 }
 
 impl OpenSnapshot {
-    /// The packs it needs.
+    /// The packs its files need.
     ///
     /// # Errors
-    /// When the store fails or the object was changed.
+    /// When the store fails or a table was changed.
     pub async fn packs(&self) -> Result<Vec<PackRef>> {
-        Ok(pack_table::parse(&self.object.frame(1).await?)?)
+        tables::packs(&self.object, &self.index).await
     }
 
-    /// Number of chunks of the file table.
-    pub fn file_chunks(&self) -> u32 {
-        self.object.frame_count().saturating_sub(2)
+    /// The packs that the tables themselves lie in; none when they are in the manifest's object.
+    pub fn table_packs(&self) -> impl Iterator<Item = &PackRef> {
+        self.index.packs.iter().map(|held| &held.pack)
     }
 
-    /// One chunk of the file table.
-    ///
-    /// # Errors
-    /// When the store fails or the object was changed.
-    pub async fn file_chunk(&self, number: u32) -> Result<Vec<FileEntry>> {
-        Ok(file_table::parse_chunk(&self.object.frame(number.saturating_add(2)).await?)?)
+    /// The file table, from its beginning.
+    pub fn files(&self) -> FileTable<'_> {
+        FileTable::new(&self.object, &self.index)
     }
 }
 
@@ -201,7 +199,13 @@ pub async fn open(cluster: &Cluster, id: Ulid, size: Option<u64>) -> Result<Open
     if manifest.id != id {
         return Err(Error::new(ErrorKind::Corrupt, "snapshot.id", format!("{name} holds the manifest of {}", manifest.id)));
     }
-    Ok(OpenSnapshot { manifest, object })
+    let index = TableIndex::parse(&object.frame(1).await?).map_err(|e| Error::from(e).context(&name))?;
+    let inside = if index.packs.is_empty() { u64::from(index.pack_chunks) + u64::from(index.file_chunks) } else { 0 };
+    if u64::from(object.frame_count()) != u64::from(FIRST_CHUNK) + inside {
+        let error = FormatError::new("table index", "does not account for every frame of the manifest");
+        return Err(Error::from(error).context(&name));
+    }
+    Ok(OpenSnapshot { manifest, index, object })
 }
 
 /// The committed backups of a cluster.

@@ -9,6 +9,7 @@ use pgvault_core::format::file_table::{FileEntry, MapPlace, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, FrameEntry, Kind};
 use pgvault_core::format::pack_table::{self, PackRef};
+use pgvault_core::format::table_index::{TableIndex, TablePack};
 use pgvault_core::format::{BLOCK, document};
 use pgvault_core::postgres::{TablespaceMap, TablespaceMapEntry};
 
@@ -93,7 +94,12 @@ fn tables(seeds: &mut Vec<Seed>) {
     let pack = |id: u8| PackRef { id: [id; 16], size: 33_000_000, footer_len: 70_000, sha256: [id; 32] };
     for count in [0, 1, 5] {
         let packs: Vec<_> = (0..count).map(pack).collect();
-        seeds.push(("manifest", format!("packs_{count}"), [&[0][..], &pack_table::encode(&packs)].concat()));
+        seeds.push(("manifest", format!("packs_{count}"), [&[0][..], &pack_table::encode_chunk(&packs)].concat()));
+    }
+    let held = |id: u8, frames| TablePack { pack: pack(id), digests: vec![[id; 16]; frames] };
+    for (name, pack_chunks, file_chunks, packs) in [("index", 1, 2, vec![]), ("index_packs", 2, 5, vec![held(1, 4), held(2, 3)])] {
+        let index = TableIndex { pack_chunks, file_chunks, packs };
+        seeds.push(("manifest", name.into(), [&[3][..], &index.encode()].concat()));
     }
     let mut writer = TableWriter::default();
     for (path, node) in [

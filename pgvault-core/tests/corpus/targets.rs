@@ -10,6 +10,7 @@ use pgvault_core::crypto::slot::SlotDocument;
 use pgvault_core::format::file_table::{self, MapPlace, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, HEADER_LEN, Header, TAIL_LEN, Tail};
+use pgvault_core::format::table_index::TableIndex;
 use pgvault_core::format::{BLOCK, MAX_FRAME, MAX_OBJECT, REGION_BLOCKS, document, pack_table};
 use pgvault_core::postgres::wal::{self, Records, WalPageHeader};
 use pgvault_core::postgres::{
@@ -87,15 +88,15 @@ pub fn footer(data: &[u8]) {
     assert_eq!(footer.encode(), bytes);
 }
 
-/// The three kinds of frame of a manifest object; the first byte chooses.
+/// The frames of a manifest object: chunks of its tables, its JSON, its index. The first byte chooses.
 pub fn manifest(data: &[u8]) {
     let Some((kind, bytes)) = data.split_first() else { return };
-    match kind % 3 {
+    match kind % 4 {
         0 => {
-            let Ok(packs) = pack_table::parse(bytes) else { return };
+            let Ok(packs) = pack_table::parse_chunk(bytes) else { return };
             assert!(packs.len() * 50 <= bytes.len());
             assert!(packs.is_sorted_by(|a, b| a.id < b.id));
-            assert_eq!(pack_table::encode(&packs), bytes);
+            assert_eq!(pack_table::encode_chunk(&packs), bytes);
         }
         1 => {
             let Ok(entries) = file_table::parse_chunk(bytes) else { return };
@@ -111,11 +112,23 @@ pub fn manifest(data: &[u8]) {
             }
             assert_eq!(writer.finish().concat(), bytes);
         }
-        _ => {
+        2 => {
             let Ok(manifest) = serde_json::from_slice::<Manifest>(bytes) else { return };
             let json = serde_json::to_vec(&manifest).unwrap();
             let again: Manifest = serde_json::from_slice(&json).unwrap();
             assert_eq!(serde_json::to_vec(&again).unwrap(), json);
+        }
+        _ => {
+            let Ok(index) = TableIndex::parse(bytes) else { return };
+            let held: usize = index.packs.iter().map(|pack| pack.digests.len()).sum();
+            assert!(index.packs.len() * 67 <= bytes.len() && held * 16 <= bytes.len());
+            assert!(index.packs.is_sorted_by(|a, b| a.pack.id < b.pack.id));
+            let chunks = u64::from(index.pack_chunks) + u64::from(index.file_chunks);
+            assert!(index.packs.is_empty() || held as u64 == chunks, "every chunk has a place");
+            let places: Vec<_> = (0..).map_while(|chunk| index.locate(chunk)).collect();
+            assert_eq!(places.len(), held);
+            assert!(places.iter().all(|(pack, frame)| (*frame as usize) < pack.digests.len()));
+            assert_eq!(index.encode(), bytes);
         }
     }
 }
