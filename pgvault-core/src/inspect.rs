@@ -125,8 +125,7 @@ async fn scrub_object(vault: &Vault, object: &ObjectInfo) -> Result<Option<(Seve
         return Ok(None);
     }
     let relative = relative_name(&object.name);
-    let is_document = object.name == VAULT_DOCUMENT
-        || relative.is_some_and(|name| name.starts_with(layout::dir::KEYS) || name.starts_with(layout::dir::EPOCHS));
+    let is_document = object.name == VAULT_DOCUMENT || relative.is_some_and(layout::is_clear);
     if !is_document && relative.is_none() {
         return Ok(Some((Severity::Warning, "is not an object of a vault".into())));
     }

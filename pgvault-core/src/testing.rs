@@ -21,6 +21,9 @@
 //! # });
 //! ```
 //!
+//! It can also stop at its k-th call until it is told to go on ([`FaultyStore::hold`]), so that a test can run another program
+//! in between: every interleaving of two programs with one change of hands each way.
+//!
 //! What it never does is leave half an object behind: a PUT of one object is atomic in every store that pgvault supports.
 //!
 //! Nothing here is part of a release: the module exists with the feature `testing` only.
@@ -39,6 +42,7 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta, ObjectStore,
     ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+use tokio::sync::Notify;
 
 /// What goes wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -83,6 +87,21 @@ struct Injection {
 struct State {
     calls: Vec<String>,
     injection: Option<Injection>,
+    hold: Option<usize>,
+}
+
+/// Where a held call waits.
+#[derive(Debug, Default)]
+struct Gate {
+    reached: Notify,
+    released: Notify,
+}
+
+/// What is to happen to a call.
+#[derive(Debug, Clone, Copy)]
+struct Order {
+    fault: Option<Fault>,
+    held: bool,
 }
 
 /// An object store that fails at its k-th call; see the [module documentation](self).
@@ -91,6 +110,7 @@ pub struct FaultyStore {
     inner: Arc<dyn ObjectStore>,
     order: ListOrder,
     state: Arc<Mutex<State>>,
+    gate: Arc<Gate>,
 }
 
 impl fmt::Display for FaultyStore {
@@ -102,7 +122,7 @@ impl fmt::Display for FaultyStore {
 impl FaultyStore {
     /// A store that works, and counts.
     pub fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, order: ListOrder::Natural, state: Arc::default() }
+        Self { inner, order: ListOrder::Natural, state: Arc::default(), gate: Arc::default() }
     }
 
     /// The same store with another order of its listings.
@@ -117,6 +137,22 @@ impl FaultyStore {
         let mut state = self.state();
         state.calls.clear();
         state.injection = Some(Injection { fault, at, onwards });
+    }
+
+    /// The `at`-th call from the last [`FaultyStore::inject`] or [`FaultyStore::heal`] on waits, before it has any effect,
+    /// until [`FaultyStore::release`].
+    pub fn hold(&self, at: usize) {
+        self.state().hold = Some(at);
+    }
+
+    /// Returns when the held call has been reached.
+    pub async fn held(&self) {
+        self.gate.reached.notified().await;
+    }
+
+    /// Lets the held call go on.
+    pub fn release(&self) {
+        self.gate.released.notify_one();
     }
 
     /// Works again from here on, and counts from zero.
@@ -134,16 +170,26 @@ impl FaultyStore {
     }
 
     /// Notes a call; tells what is to happen to it.
-    fn call(&self, what: &str, on: &str) -> Option<Fault> {
+    fn call(&self, what: &str, on: &str) -> Order {
         let mut state = self.state();
         state.calls.push(format!("{what} {on}"));
         let number = state.calls.len();
-        state.injection.filter(|i| number == i.at || (i.onwards && number > i.at)).map(|i| i.fault)
+        let fault = state.injection.filter(|i| number == i.at || (i.onwards && number > i.at)).map(|i| i.fault);
+        Order { fault, held: state.hold == Some(number) }
+    }
+
+    /// Waits where the call is held.
+    async fn pass(&self, order: Order) {
+        if order.held {
+            self.gate.reached.notify_one();
+            self.gate.released.notified().await;
+        }
     }
 
     /// Carries out a request, or what is to happen instead.
-    async fn run<T>(&self, fault: Option<Fault>, path: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
-        match fault {
+    async fn run<T>(&self, order: Order, path: &str, request: impl Future<Output = Result<T>>) -> Result<T> {
+        self.pass(order).await;
+        match order.fault {
             None => request.await,
             Some(Fault::Lie) => {
                 let _ = request.await;
@@ -154,7 +200,16 @@ impl FaultyStore {
         }
     }
 
-    fn listing(&self, fault: Option<Fault>, prefix: &str, listed: BoxStream<'static, Result<ObjectMeta>>) -> Listing {
+    fn listing(&self, order: Order, prefix: &str, list: impl FnOnce() -> Listing + Send + 'static) -> Listing {
+        let (this, prefix) = (self.clone(), prefix.to_owned());
+        let passed = async move {
+            this.pass(order).await;
+            this.listed(order.fault, &prefix, list())
+        };
+        passed.flatten_stream().boxed()
+    }
+
+    fn listed(&self, fault: Option<Fault>, prefix: &str, listed: Listing) -> Listing {
         match fault {
             None if self.order == ListOrder::Natural => listed,
             None => {
@@ -206,8 +261,8 @@ fn mix(seed: u64, name: &str) -> u64 {
 #[async_trait]
 impl ObjectStore for FaultyStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        let fault = self.call("put", location.as_ref());
-        self.run(fault, location.as_ref(), self.inner.put_opts(location, payload, options)).await
+        let order = self.call("put", location.as_ref());
+        self.run(order, location.as_ref(), self.inner.put_opts(location, payload, options)).await
     }
 
     async fn put_multipart_opts(&self, location: &Path, _: PutMultipartOptions) -> Result<Box<dyn MultipartUpload>> {
@@ -217,10 +272,11 @@ impl ObjectStore for FaultyStore {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         let what = if options.head { "head" } else { "get" };
-        let fault = self.call(what, location.as_ref());
-        if fault != Some(Fault::Tear) || options.head {
-            return self.run(fault, location.as_ref(), self.inner.get_opts(location, options)).await;
+        let order = self.call(what, location.as_ref());
+        if order.fault != Some(Fault::Tear) || options.head {
+            return self.run(order, location.as_ref(), self.inner.get_opts(location, options)).await;
         }
+        self.pass(order).await;
         let got = self.inner.get_opts(location, options).await?;
         let (meta, range, attributes, extensions) =
             (got.meta.clone(), got.range.clone(), got.attributes.clone(), got.extensions.clone());
@@ -237,8 +293,8 @@ impl ObjectStore for FaultyStore {
                 let this = this.clone();
                 async move {
                     let location = location?;
-                    let fault = this.call("delete", location.as_ref());
-                    this.run(fault, location.as_ref(), this.inner.delete(&location)).await?;
+                    let order = this.call("delete", location.as_ref());
+                    this.run(order, location.as_ref(), this.inner.delete(&location)).await?;
                     Ok(location)
                 }
             })
@@ -247,25 +303,27 @@ impl ObjectStore for FaultyStore {
 
     fn list(&self, prefix: Option<&Path>) -> Listing {
         let name = prefix.map(ToString::to_string).unwrap_or_default();
-        let fault = self.call("list", &name);
-        self.listing(fault, &name, self.inner.list(prefix))
+        let order = self.call("list", &name);
+        let (inner, prefix) = (self.inner.clone(), prefix.cloned());
+        self.listing(order, &name, move || inner.list(prefix.as_ref()))
     }
 
     fn list_with_offset(&self, prefix: Option<&Path>, offset: &Path) -> Listing {
         let name = prefix.map(ToString::to_string).unwrap_or_default();
-        let fault = self.call("list", &name);
-        self.listing(fault, &name, self.inner.list_with_offset(prefix, offset))
+        let order = self.call("list", &name);
+        let (inner, prefix, offset) = (self.inner.clone(), prefix.cloned(), offset.clone());
+        self.listing(order, &name, move || inner.list_with_offset(prefix.as_ref(), &offset))
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let name = prefix.map(ToString::to_string).unwrap_or_default();
-        let fault = self.call("list", &name);
-        self.run(fault, &name, self.inner.list_with_delimiter(prefix)).await
+        let order = self.call("list", &name);
+        self.run(order, &name, self.inner.list_with_delimiter(prefix)).await
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
-        let fault = self.call("copy", to.as_ref());
-        self.run(fault, to.as_ref(), self.inner.copy_opts(from, to, options)).await
+        let order = self.call("copy", to.as_ref());
+        self.run(order, to.as_ref(), self.inner.copy_opts(from, to, options)).await
     }
 }
 

@@ -5,6 +5,7 @@
 //! answer was lost is settled, and [`layout`] for the names.
 
 pub mod audit;
+mod init;
 pub mod keyring;
 pub mod layout;
 pub mod session;
@@ -20,9 +21,9 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
-use crate::crypto::keys::{ClusterKeys, EpochDocument, Identity, MasterKey, cluster_id};
+use crate::crypto::keys::{ClusterDocument, ClusterKeys, EpochDocument, Identity, MasterKey, cluster_id};
 use crate::crypto::sealed::{FrameEncoder, ObjectReader, SealedObject, SealedWriter};
-use crate::crypto::slot::{SlotDocument, Unlock, Wrap};
+use crate::crypto::slot::{SlotDocument, Unlock};
 use crate::env::Env;
 use crate::format::document;
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
@@ -174,43 +175,13 @@ impl Vault {
         }
     }
 
-    /// Creates a cluster with one slot for each of `wraps`, or leaves an existing one alone; tells which.
-    ///
-    /// The order matters: the master key exists only in slots, so the first slot is the commit point, and the epoch before
-    /// it is an orphan if the process dies in between. The first of `wraps` must be the caller's own key: when the process
-    /// dies before the others have a slot, that key opens the cluster and [`keyring::complete`] adds them.
+    /// The key slots of a cluster: those that name its master key, in the order of their ids.
     ///
     /// # Errors
-    /// When the store fails or a key is unusable.
-    pub async fn create_cluster(&self, cluster: &ClusterName, wraps: &[Wrap]) -> Result<bool> {
-        if !self.slots(cluster).await?.is_empty() {
-            return Ok(false);
-        }
-        if wraps.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Usage,
-                "key.none",
-                "a cluster needs at least one key: a passphrase or an X25519 recipient",
-            ));
-        }
-        let identity = self.identity(cluster);
-        let master = MasterKey::generate(&self.env)?;
-        let epoch = EpochDocument::create(&self.env, &identity, &master)?;
-        let slots =
-            wraps.iter().map(|w| SlotDocument::create(&self.env, &identity, &master, w, "init")).collect::<Result<Vec<_>>>()?;
-        self.store.put_once(&layout::epoch(cluster, epoch.epoch_id), document::encode(&epoch)?.into()).await?;
-        for slot in slots {
-            self.store.put_once(&layout::key_slot(cluster, slot.key_id), document::encode(&slot)?.into()).await?;
-        }
-        Ok(true)
-    }
-
-    /// The key slots of a cluster.
-    ///
-    /// # Errors
-    /// When the store fails or a slot was changed.
+    /// When the store fails, a slot was changed, or there is no such cluster.
     pub async fn slots(&self, cluster: &ClusterName) -> Result<Vec<SlotDocument>> {
-        let (slots, mut damaged) = self.readable_slots(cluster).await?;
+        let document = self.cluster_document(cluster).await?.ok_or_else(|| init::unfinished(cluster))?;
+        let (slots, mut damaged) = self.readable_slots(cluster, &document).await?;
         if let Some(error) = damaged.pop() {
             return Err(error);
         }
@@ -224,28 +195,42 @@ impl Vault {
         }
     }
 
-    /// The slots that can be read with their objects' names, and what is wrong with the others: one bad object must not keep
-    /// everybody out.
-    async fn readable_slots(&self, cluster: &ClusterName) -> Result<(Vec<(String, SlotDocument)>, Vec<Error>)> {
+    /// The slots that name the cluster's master key, with their objects' names, and what is wrong with those that cannot be
+    /// read: one bad object must not keep everybody out.
+    ///
+    /// Slots that name another key were left by an `init` that died or came second. Whoever wrote one has no right to delete
+    /// it, so it is passed over here, for everybody.
+    async fn readable_slots(
+        &self,
+        cluster: &ClusterName,
+        document: &ClusterDocument,
+    ) -> Result<(Vec<(String, SlotDocument)>, Vec<Error>)> {
         let (mut slots, mut damaged) = (Vec::new(), Vec::new());
         for object in self.store.list(&layout::keys(cluster)).await? {
-            let bytes = self.store.get(&object.name).await?;
+            let bytes = match self.store.get(&object.name).await {
+                // Revoked since it was listed.
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
+                read => read?,
+            };
             match document::parse::<SlotDocument>("key slot", &bytes) {
-                Ok(slot) => slots.push((object.name, slot)),
+                Ok(slot) if slot.commitment == document.commitment => slots.push((object.name, slot)),
+                Ok(slot) => tracing::debug!(key = %slot.key_id, "a key slot of another master key is passed over"),
                 Err(error) => damaged.push(Error::from(error).context(&object.name)),
             }
         }
         Ok((slots, damaged))
     }
 
-    /// Opens a cluster with the first slot that `unlock` fits.
+    /// Opens a cluster with the first slot that `unlock` fits and that holds the cluster's master key.
     ///
     /// # Errors
-    /// [`ErrorKind::WrongKey`] when none does; the message names the keys that would open it. [`ErrorKind::Corrupt`] when
-    /// none does and a slot is damaged: it may be the one.
+    /// [`ErrorKind::NoVault`] when the cluster's creation was never finished. [`ErrorKind::WrongKey`] when no slot fits; the
+    /// message names the keys that would open it. [`ErrorKind::Corrupt`] when none does and a slot is damaged: it may be the
+    /// one.
     pub async fn unlock(&self, cluster: &ClusterName, unlock: &Unlock) -> Result<Cluster> {
         let identity = self.identity(cluster);
-        let (slots, mut damaged) = self.readable_slots(cluster).await?;
+        let document = self.cluster_document(cluster).await?.ok_or_else(|| init::unfinished(cluster))?;
+        let (slots, mut damaged) = self.readable_slots(cluster, &document).await?;
         for error in &damaged {
             tracing::warn!(%error, "a key slot cannot be used");
         }
@@ -258,27 +243,19 @@ impl Vault {
             let opened = tokio::task::spawn_blocking(move || owned.open(&identity, &key))
                 .await
                 .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
-            let opened = match opened {
-                Ok(Some(opened)) => opened,
-                Ok(None) => continue,
+            match opened {
+                // A slot gives the key that it names and no other, and only slots that name the cluster's are asked: anybody
+                // can wrap a key of their own for a recipient, whose public half stands in the clear.
+                Ok(Some(opened)) => {
+                    master = Some(opened);
+                    break;
+                }
+                Ok(None) => {}
                 Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
                 Err(error) => {
+                    tracing::warn!(%error, "a key slot cannot be used");
                     damaged.push(error.context(layout::key_slot(cluster, slot.key_id)));
-                    continue;
                 }
-            };
-            if master.as_ref().is_some_and(|first| !first.is(&opened)) {
-                return Err(Error::new(ErrorKind::Corrupt, "slot.foreign", format!("the key slots of {cluster} disagree"))
-                    .with_hint(
-                        "somebody else wrote a slot, or two `pgvault init` ran at once: delete the slot that none of you made",
-                    ));
-            }
-            master = Some(opened);
-            // Only a holder of the passphrase can have made a slot that it opens. But anybody can wrap a key of their own for
-            // a recipient, whose public half stands in the clear; a program that took such a slot for the cluster's would
-            // write backups that its maker can read. So every slot is tried with an identity.
-            if matches!(unlock, Unlock::Passphrase(_)) {
-                break;
             }
         }
         let Some(master) = master else {
@@ -290,10 +267,8 @@ impl Vault {
                 )));
             }
             if slots.is_empty() {
-                return Err(Error::new(ErrorKind::NoVault, "cluster.no_slots", format!("the cluster {cluster} has no key slot"))
-                    .with_hint(
-                        "run `pgvault init`; if it held backups, its slots were deleted: restore them from the store's versions",
-                    ));
+                return Err(Error::new(ErrorKind::Corrupt, "cluster.no_slots", format!("the cluster {cluster} has no key slot"))
+                    .with_hint("its slots were deleted: restore them from the store's versions or a copy of the vault"));
             }
             let ids: Vec<String> = slots.iter().map(|s| format!("{} ({}, {})", s.key_id, s.label, s.describe())).collect();
             return Err(Error::new(ErrorKind::WrongKey, "key.wrong", format!("the configured key opens no slot of {cluster}"))

@@ -117,7 +117,11 @@ async fn write() -> Vec<(String, Vec<u8>)> {
 #[tokio::test(flavor = "current_thread")]
 async fn writing_gives_the_golden_bytes() {
     let written = write().await;
-    assert_eq!(written.len(), 10, "vault.json, a slot, an epoch, an object; a pack, two manifests and three packs of tables");
+    assert_eq!(
+        written.len(),
+        11,
+        "vault.json, cluster.json, a slot, an epoch, an object; a pack, two manifests and three packs of tables"
+    );
     for (name, bytes) in written {
         let golden = std::fs::read(file(&name)).unwrap();
         assert!(bytes == golden, "{name} is written differently now; see testdata/format/README.md");
@@ -293,6 +297,13 @@ impl Reader {
         let aad = [b"pgvault/v1/slot", &vault_id[..], &cluster_id, &ulid(slot["key_id"].as_str().unwrap())].concat();
         let master = decrypt(&kek, [0; 12], &aad, &base64(&method["wrapped"]));
         assert_eq!(master.len(), 32);
+
+        // The cluster's document and the slot name the key.
+        let commitment: [u8; 32] = expand(&master, &[], &[b"pgvault/v1/master", &vault_id, &cluster_id]);
+        let cluster = json(&std::fs::read(file(&format!("{PREFIX}/cluster.json"))).unwrap());
+        assert_eq!((cluster["format"].as_str(), cluster["version"].as_u64()), (Some("pgvault cluster"), Some(1)));
+        assert_eq!(base64(&cluster["commitment"]), commitment);
+        assert_eq!(base64(&slot["commitment"]), commitment);
 
         // The slot's check.
         let mut unchecked = slot.as_object().unwrap().clone();

@@ -83,6 +83,9 @@ kek = Argon2id(
 aad = b"pgvault/v1/slot" + ids + ulid(slot["key_id"])
 master = AESGCM(kek).decrypt(bytes(12), base64.b64decode(method["wrapped"]), aad)
 
+commitment = base64.b64encode(hkdf(master, b"", b"pgvault/v1/master" + ids)).decode()
+assert document(prefix / "cluster.json")[0]["commitment"] == slot["commitment"] == commitment
+
 epoch, _ = document(next(prefix.glob("epochs/*.json")))
 epoch_id = ulid(epoch["epoch_id"])
 opened = AESGCM(hkdf(master, epoch_id, b"pgvault/v1/epoch" + ids)).decrypt(bytes(12), base64.b64decode(epoch["wrapped"]), epoch_id)

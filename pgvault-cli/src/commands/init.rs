@@ -28,12 +28,12 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result
     let (vault, vault_created) = Vault::create(context.store()?, Env::default()).await?;
     let cluster_created = vault.create_cluster(&cluster, &wraps).await?;
     let opened = vault.unlock(&cluster, &unlock).await?;
-    let completed = keyring::complete(&opened, &wraps).await?;
+    let recorded = keyring::record_creation(&opened).await?;
     let slots = vault.slots(opened.name()).await?;
     printer.line(format_args!("{} the vault at {}", if vault_created { "created" } else { "using" }, vault.store().location()));
     printer.line(format_args!("{} the cluster {cluster} in it", if cluster_created { "created" } else { "using" }));
-    if !cluster_created && !completed.is_empty() {
-        printer.line(format_args!("finished an `init` that was interrupted: {} keys were missing", completed.len()));
+    if !cluster_created && recorded {
+        printer.line("finished an `init` that was interrupted");
     }
     for slot in &slots {
         printer.line(format_args!("key {} ({})", slot.key_id, slot.describe()));
@@ -66,7 +66,7 @@ async fn find_system_id(config: &pgvault_core::config::ClusterConfig) -> Result<
 
 fn wraps(context: &Context) -> Result<Vec<Wrap>> {
     let vault = &context.config.vault;
-    // The key that `unlock` uses comes first: with it an interrupted `init` can be finished.
+    // The key that `unlock` uses comes first.
     let own = match vault.identity_source() {
         Some(source) => pgvault_core::crypto::slot::recipients_of(&source.read()?)?,
         None => Vec::new(),

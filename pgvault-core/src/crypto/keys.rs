@@ -14,8 +14,8 @@ use zeroize::Zeroizing;
 use super::aead::{Aead, AesGcm, KEY_LEN};
 use super::digest::DigestKey;
 use crate::env::Env;
-use crate::format::FormatError;
 use crate::format::object::{Header, Kind, Suite};
+use crate::format::{FormatError, document};
 use crate::{Error, ErrorKind, Result};
 
 /// Binds a vault and a cluster into every derivation.
@@ -74,6 +74,49 @@ impl MasterKey {
     pub(super) fn derive(&self, salt: &[u8], purpose: &str, identity: &Identity) -> Zeroizing<[u8; KEY_LEN]> {
         expand(&self.0[..], salt, &[purpose.as_bytes(), &identity.vault_id, &identity.cluster_id])
     }
+
+    /// Names the key in the clear without giving it away: no other key has the same commitment. Base64.
+    pub fn commitment(&self, identity: &Identity) -> String {
+        BASE64.encode(&self.derive(&[], "pgvault/v1/master", identity)[..])
+    }
+}
+
+/// The cluster's document, `cluster.json`: says which master key is the cluster's.
+///
+/// Its name is fixed and it is created once, so of two that are made at the same moment one is the cluster's, and whatever
+/// the other maker wrapped or sealed counts for nothing.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClusterDocument {
+    /// Always `pgvault cluster`.
+    pub format: String,
+    /// Always 1.
+    pub version: u32,
+    /// When it was made, by the maker's clock; information only.
+    pub created_at: jiff::Timestamp,
+    /// [`MasterKey::commitment`].
+    pub commitment: String,
+}
+
+const CLUSTER_FORMAT: &str = "pgvault cluster";
+
+impl ClusterDocument {
+    /// Makes `master` the cluster's key, once it is stored.
+    pub fn create(env: &Env, identity: &Identity, master: &MasterKey) -> Self {
+        Self { format: CLUSTER_FORMAT.into(), version: 1, created_at: env.now(), commitment: master.commitment(identity) }
+    }
+
+    /// Reads a stored document.
+    ///
+    /// # Errors
+    /// When it was changed, or is of a newer version.
+    pub fn parse(bytes: &[u8]) -> Result<Self, FormatError> {
+        let parsed: Self = document::parse("cluster document", bytes)?;
+        if parsed.format != CLUSTER_FORMAT || parsed.version != 1 {
+            return Err(FormatError::unsupported("cluster document", "is of a newer version"));
+        }
+        Ok(parsed)
+    }
 }
 
 /// A wrapped data key, as stored under `epochs/`.
@@ -111,7 +154,7 @@ impl EpochDocument {
         Ok(Self { format: EPOCH_FORMAT.into(), version: 1, epoch_id, created_at: env.now(), wrapped: BASE64.encode(&*sealed) })
     }
 
-    /// The data key; `None` when another master key sealed it, as an `init` that died before its first slot leaves it.
+    /// The data key; `None` when another master key sealed it, as an `init` that did not become the cluster's leaves it.
     fn unwrap(&self, identity: &Identity, master: &MasterKey) -> Result<Option<Zeroizing<[u8; KEY_LEN]>>, FormatError> {
         let bad = |why: &str| FormatError::new("epoch", format!("{}: {why}", self.epoch_id));
         if self.format != EPOCH_FORMAT || self.version != 1 {

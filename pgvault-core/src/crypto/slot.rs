@@ -77,6 +77,9 @@ pub struct SlotDocument {
     pub label: String,
     /// When it was made, by the maker's clock; information only.
     pub created_at: jiff::Timestamp,
+    /// Which master key it wraps, see [`MasterKey::commitment`]. A slot that names another than the cluster's counts for
+    /// nothing.
+    pub commitment: String,
     /// How it wraps the master key.
     pub method: Method,
     /// Proves, to whoever holds the master key, that the slot was made by someone who held it too. Base64.
@@ -132,6 +135,7 @@ impl SlotDocument {
             key_id,
             label: label.into(),
             created_at: env.now(),
+            commitment: master.commitment(identity),
             method,
             check: String::new(),
         };
@@ -141,10 +145,11 @@ impl SlotDocument {
 
     /// Tries to open the slot.
     ///
-    /// `Ok(None)` means that `unlock` is not the key of this slot; an error means that the slot itself is unusable.
+    /// `Ok(None)` means that `unlock` is not the key of this slot; an error means that the slot itself is unusable. What is
+    /// returned is the master key that the slot's commitment names, and no other.
     ///
     /// # Errors
-    /// When the slot is malformed or of a newer version.
+    /// When the slot is malformed or of a newer version, or wraps another key than it names.
     pub fn open(&self, identity: &Identity, unlock: &Unlock) -> Result<Option<MasterKey>> {
         let bad = |why: &str| FormatError::new("key slot", format!("{}: {why}", self.key_id));
         if self.format != SLOT_FORMAT || self.version != 1 {
@@ -188,7 +193,11 @@ impl SlotDocument {
             _ => return Ok(None),
         };
         let master = <[u8; KEY_LEN]>::try_from(&opened[..]).map_err(|_| bad("wraps something that is not a key"))?;
-        Ok(Some(MasterKey(Zeroizing::new(master))))
+        let master = MasterKey(Zeroizing::new(master));
+        if master.commitment(identity) != self.commitment {
+            return Err(bad("wraps another master key than it names").into());
+        }
+        Ok(Some(master))
     }
 
     /// Checks, with the master key, that the slot is one that a holder of it made.

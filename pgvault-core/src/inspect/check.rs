@@ -1,4 +1,6 @@
 //! The keyed check of one cluster.
+//!
+//! One object that cannot be read, or that a newer version wrote, is a finding; the check goes on with all the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,14 +8,14 @@ use futures::{StreamExt, stream};
 use ulid::Ulid;
 
 use super::{PARALLEL, Report, decode_all, sorted};
-use crate::crypto::keys::EpochDocument;
+use crate::crypto::keys::{ClusterDocument, EpochDocument};
 use crate::crypto::slot::SlotDocument;
-use crate::format::BLOCK;
 use crate::format::document;
 use crate::format::file_table::{FileEntry, MapPlace, Node};
 use crate::format::map::{Extent, FileMap, PackId};
 use crate::format::object::Kind;
 use crate::format::pack_table::PackRef;
+use crate::format::{BLOCK, FormatError};
 use crate::postgres::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use crate::progress::SharedProgress;
 use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
@@ -42,9 +44,17 @@ pub async fn check(cluster: &Cluster, options: &CheckOptions) -> Result<Report> 
     let prefix = cluster.name().prefix();
     let objects: BTreeMap<String, ObjectInfo> =
         listed.into_iter().map(|object| (object.name.strip_prefix(&prefix).unwrap_or(&object.name).to_owned(), object)).collect();
-    let mut checker =
-        Checker { cluster, options, report: Report::default(), objects, frames: BTreeMap::new(), damaged: BTreeSet::new() };
+    let mut checker = Checker {
+        cluster,
+        options,
+        report: Report::default(),
+        objects,
+        slots: BTreeSet::new(),
+        frames: BTreeMap::new(),
+        damaged: BTreeSet::new(),
+    };
     checker.vault_document().await?;
+    checker.cluster_document().await?;
     checker.keys().await?;
     checker.decode_objects().await?;
     let backups = checker.snapshots().await?;
@@ -60,6 +70,8 @@ struct Checker<'a> {
     report: Report,
     /// Everything under the cluster's prefix, by relative name.
     objects: BTreeMap<String, ObjectInfo>,
+    /// Key slots that count.
+    slots: BTreeSet<Ulid>,
     /// Frame lengths of packs, as far as they were decoded.
     frames: BTreeMap<PackId, Vec<u32>>,
     /// Relative names of objects that are damaged.
@@ -79,33 +91,60 @@ impl Checker<'_> {
         Ok(())
     }
 
+    /// As [`Checker::vault_document`], for the document that names the master key.
+    async fn cluster_document(&mut self) -> Result<()> {
+        let Some(bytes) = self.read(layout::CLUSTER_DOCUMENT).await? else { return Ok(()) };
+        let problem = match ClusterDocument::parse(&bytes) {
+            Ok(document) if document.commitment == self.commitment() => return Ok(()),
+            Ok(_) => "names another master key than the one that the cluster was opened with".into(),
+            Err(problem) => unjudged(&problem),
+        };
+        self.report.error(self.cluster.path(layout::CLUSTER_DOCUMENT), problem, Vec::new());
+        Ok(())
+    }
+
+    fn commitment(&self) -> String {
+        self.cluster.keys().master().commitment(self.cluster.keys().identity())
+    }
+
     async fn keys(&mut self) -> Result<()> {
         for slot in self.names(layout::dir::KEYS) {
-            let bytes = self.read(&slot).await?;
+            let Some(bytes) = self.read(&slot).await? else { continue };
             let problem = match document::parse::<SlotDocument>("key slot", &bytes) {
+                Ok(document) if document.commitment != self.commitment() => {
+                    let problem =
+                        "is of another master key and opens nothing; an `init` that died or came second leaves such a one";
+                    self.report.warning(self.cluster.path(&slot), problem);
+                    continue;
+                }
                 Ok(document) if self.cluster.path(&slot) != layout::key_slot(self.cluster.name(), document.key_id) => {
                     Some(format!("holds the slot of {}", document.key_id))
                 }
                 Ok(document) => {
+                    let _ = self.slots.insert(document.key_id);
                     document.verify(self.cluster.keys().identity(), self.cluster.keys().master()).err().map(|e| e.to_string())
                 }
-                Err(problem) => Some(problem.to_string()),
+                Err(problem) => {
+                    // Reported once, as itself.
+                    self.slots.extend(layout::id_of(&slot));
+                    Some(unjudged(&problem))
+                }
             };
             if let Some(problem) = problem {
                 self.report.error(self.cluster.path(&slot), problem, Vec::new());
             }
         }
         for epoch in self.names(layout::dir::EPOCHS) {
-            let bytes = self.read(&epoch).await?;
+            let Some(bytes) = self.read(&epoch).await? else { continue };
             match document::parse::<EpochDocument>("epoch", &bytes) {
                 Ok(document) if !self.cluster.keys().has_epoch(document.epoch_id) => {
                     self.report.warning(
                         self.cluster.path(&epoch),
-                        "was sealed by another master key; an `init` that did not finish leaves such a one",
+                        "was sealed by another master key; an `init` that died or came second leaves such a one",
                     );
                 }
                 Ok(_) => {}
-                Err(problem) => self.report.error(self.cluster.path(&epoch), problem.to_string(), Vec::new()),
+                Err(problem) => self.report.error(self.cluster.path(&epoch), unjudged(&problem), Vec::new()),
             }
         }
         Ok(())
@@ -115,22 +154,26 @@ impl Checker<'_> {
         self.objects.range(dir.to_owned()..).map(|(name, _)| name.clone()).take_while(|name| name.starts_with(dir)).collect()
     }
 
-    async fn read(&mut self, relative: &str) -> Result<bytes::Bytes> {
-        let bytes = self.cluster.store().get(&self.cluster.path(relative)).await?;
+    /// Reads a document; `None` when it is gone, which is reported.
+    async fn read(&mut self, relative: &str) -> Result<Option<bytes::Bytes>> {
+        let name = self.cluster.path(relative);
+        let Some(bytes) = self.cluster.store().get_if_exists(&name).await? else {
+            self.report.warning(name, "was deleted while the check ran");
+            return Ok(None);
+        };
         self.report.objects += 1;
         self.report.bytes += bytes.len() as u64;
         self.options.progress.advance(bytes.len() as u64);
-        Ok(bytes)
+        Ok(Some(bytes))
     }
 
     /// Decrypts every frame of every sealed object.
     async fn decode_objects(&mut self) -> Result<()> {
-        let documents = [layout::dir::KEYS, layout::dir::EPOCHS];
         let small = [layout::dir::SNAP, layout::dir::SESSION, layout::dir::AUDIT, layout::dir::DRILL];
         let names: Vec<(String, u64)> = self
             .objects
             .iter()
-            .filter(|(name, _)| !documents.iter().any(|dir| name.starts_with(dir)))
+            .filter(|(name, _)| !layout::is_clear(name))
             .filter(|(name, _)| !self.options.sizes_only || small.iter().any(|dir| name.starts_with(dir)))
             .map(|(name, object)| (name.clone(), object.size))
             .collect();
@@ -147,7 +190,7 @@ impl Checker<'_> {
                 let (owner, owned) = (cluster.clone(), name.clone());
                 let decoded = tokio::task::spawn_blocking(move || decode_all(&owner, &owned, &bytes)).await;
                 let decoded = decoded.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
-                Ok((name, size, decoded.map_err(|e| e.to_string())))
+                Ok((name, size, decoded.map_err(|e| unjudged(&e))))
             })
             .buffer_unordered(PARALLEL);
         while let Some(decoded) = decoding.next().await {
@@ -188,10 +231,7 @@ impl Checker<'_> {
                     }
                     manifests.push(manifest);
                 }
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
-                    self.report.error(self.cluster.path(&name), error.to_string(), vec![id]);
-                }
-                Err(error) => return Err(error),
+                Err(error) => self.report.error(self.cluster.path(&name), finding(error)?, vec![id]),
             }
         }
         for (id, (pack, hurts)) in &needed {
@@ -321,15 +361,28 @@ impl Checker<'_> {
     /// What the audit log says was committed must be there.
     async fn records(&mut self, backups: &[Manifest]) -> Result<()> {
         let there: BTreeSet<Ulid> = self.names(layout::dir::SNAP).iter().filter_map(|name| layout::id_of(name)).collect();
-        let slots: BTreeSet<Ulid> = self.names(layout::dir::KEYS).iter().filter_map(|name| layout::id_of(name)).collect();
+        let slots = std::mem::take(&mut self.slots);
         let (mut committed, mut expired, mut added, mut revoked) =
             (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for name in self.names(layout::dir::AUDIT) {
             if self.damaged.contains(&name) {
                 continue;
             }
-            let record: audit::Record = self.cluster.get_json(Kind::Audit, &name).await?;
-            let _ = match record.event {
+            let event = match audit::read(self.cluster, &name).await {
+                Ok(record) => record.event,
+                Err(error) => {
+                    let (name, is_newer) = (self.cluster.path(&name), error.kind() == ErrorKind::Unsupported);
+                    let problem = finding(error)?;
+                    // Nothing is wrong with it, and no backup depends on it.
+                    if is_newer {
+                        self.report.warning(name, problem);
+                    } else {
+                        self.report.error(name, problem, Vec::new());
+                    }
+                    continue;
+                }
+            };
+            let _ = match event {
                 audit::Event::ClusterCreated { key_ids } => {
                     added.extend(key_ids);
                     true
@@ -338,7 +391,7 @@ impl Checker<'_> {
                 audit::Event::BackupExpired { backup_id } => expired.insert(backup_id),
                 audit::Event::KeyAdded { key_id } => added.insert(key_id),
                 audit::Event::KeyRevoked { key_id } => revoked.insert(key_id),
-                _ => false,
+                audit::Event::EpochStarted { .. } | audit::Event::Restored { .. } | audit::Event::Unknown => false,
             };
         }
         for id in committed.difference(&expired).filter(|id| !there.contains(id)) {
@@ -351,7 +404,7 @@ impl Checker<'_> {
         for id in added.difference(&revoked).filter(|id| !slots.contains(id)) {
             self.report.error(
                 layout::key_slot(self.cluster.name(), *id),
-                "is missing: the audit log says that it was added, and not that it was revoked",
+                "is missing or replaced: the audit log says that it was added, and not that it was revoked",
                 Vec::new(),
             );
         }
@@ -425,18 +478,36 @@ impl Checker<'_> {
         Ok(())
     }
 
-    async fn segment_size(&self, backups: &[Manifest]) -> Result<Option<SegmentSize>> {
+    async fn segment_size(&mut self, backups: &[Manifest]) -> Result<Option<SegmentSize>> {
         if let Some(backup) = backups.first() {
             return Ok(Some(backup.wal_segment_size));
         }
         for name in self.names(layout::dir::WAL).into_iter().filter(|name| !self.damaged.contains(name)) {
-            if let Some(parsed) = WalName::parse(&name)
-                && let Some(size) = object::open(self.cluster, parsed, None).await?.info.segment_size
-            {
-                return Ok(Some(size));
+            let Some(parsed) = WalName::parse(&name) else { continue };
+            match object::open(self.cluster, parsed, None).await {
+                Ok(opened) => {
+                    if let Some(size) = opened.info.segment_size {
+                        return Ok(Some(size));
+                    }
+                }
+                Err(error) => self.report.error(self.cluster.path(&name), finding(error)?, Vec::new()),
             }
         }
         Ok(None)
+    }
+}
+
+/// What a finding says of an object that does not parse.
+fn unjudged(problem: &FormatError) -> String {
+    if problem.unsupported { format!("cannot be judged by this version of pgvault: {problem}") } else { problem.to_string() }
+}
+
+/// What a finding says of an error that is about an object; an error of the store ends the check.
+fn finding(error: Error) -> Result<String> {
+    match error.kind() {
+        ErrorKind::Unsupported => Ok(format!("cannot be judged by this version of pgvault: {error}")),
+        ErrorKind::Corrupt | ErrorKind::NotFound => Ok(error.to_string()),
+        _ => Err(error),
     }
 }
 

@@ -7,15 +7,15 @@ use ulid::Ulid;
 
 use super::{Cluster, layout};
 use crate::format::object::Kind;
-use crate::{Result, vault::store::ObjectInfo};
+use crate::{Error, ErrorKind, Result};
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
-    /// A cluster was created, with these key slots. Until this is recorded, an `init` has not finished.
+    /// A cluster was created, with these key slots.
     ClusterCreated {
-        /// Every slot that there is.
+        /// The slots that there are.
         key_ids: Vec<Ulid>,
     },
     /// A base backup was committed.
@@ -52,6 +52,9 @@ pub enum Event {
         /// The directory it was written to.
         pgdata: String,
     },
+    /// An event of a newer version. [`read`] refuses it by name.
+    #[serde(other, skip_serializing)]
+    Unknown,
 }
 
 /// One record.
@@ -81,16 +84,39 @@ pub async fn record(cluster: &Cluster, event: Event) -> Result<()> {
         .await
 }
 
-/// Every record, in the order of writing.
+/// Reads the record `name`, relative to the cluster.
 ///
 /// # Errors
-/// When the store fails or a record was changed.
-pub async fn all(cluster: &Cluster) -> Result<Vec<Record>> {
-    let listed: Vec<ObjectInfo> = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
-    let mut records = Vec::with_capacity(listed.len());
-    for object in listed {
-        let Some(id) = layout::id_of(&object.name) else { continue };
-        records.push(cluster.get_json(Kind::Audit, &layout::audit(id)).await?);
+/// When the store fails or the record was changed; [`ErrorKind::Unsupported`] when its event is of a newer version.
+pub async fn read(cluster: &Cluster, name: &str) -> Result<Record> {
+    let json: serde_json::Value = cluster.get_json(Kind::Audit, name).await?;
+    let event = json.get("event").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let path = cluster.path(name);
+    let record: Record =
+        serde_json::from_value(json).map_err(|e| Error::new(ErrorKind::Corrupt, "audit.record", format!("{path}: {e}")))?;
+    match record.event {
+        Event::Unknown => Err(Error::new(
+            ErrorKind::Unsupported,
+            "audit.event",
+            format!("{path}: the event `{event}` is unknown to this version"),
+        )),
+        _ => Ok(record),
     }
-    Ok(records)
+}
+
+/// True when there is a record for which `wanted` holds. Records that cannot be read are passed over; `check` names them.
+///
+/// # Errors
+/// When the store fails.
+pub async fn any(cluster: &Cluster, wanted: impl Fn(&Event) -> bool) -> Result<bool> {
+    for object in cluster.store().list(&cluster.path(layout::dir::AUDIT)).await? {
+        let Some(id) = layout::id_of(&object.name) else { continue };
+        match read(cluster, &layout::audit(id)).await {
+            Ok(record) if wanted(&record.event) => return Ok(true),
+            Ok(_) => {}
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(false)
 }

@@ -5,7 +5,7 @@ use ulid::Ulid;
 use super::audit::{self, Event};
 use super::{Cluster, layout};
 use crate::crypto::keys::EpochDocument;
-use crate::crypto::slot::{Method, SlotDocument, Unlock, Wrap};
+use crate::crypto::slot::{SlotDocument, Wrap};
 use crate::format::document;
 use crate::{Error, ErrorKind, Result};
 
@@ -20,49 +20,25 @@ pub async fn add(cluster: &Cluster, wrap: &Wrap, label: &str) -> Result<SlotDocu
     Ok(slot)
 }
 
-/// Finishes the creation of a cluster: adds the slots that an interrupted one did not get to, and records the creation.
-///
-/// Does nothing to a cluster whose creation is recorded, so that a key that was revoked later does not come back. Returns
-/// the slots that were missing.
+/// Records the creation of a cluster, unless that was done; tells which. An `init` that died right after its commit leaves it
+/// to the next one. Of two at the same moment both may record it, which says nothing wrong.
 ///
 /// # Errors
-/// When the store fails or a key is unusable.
-pub async fn complete(cluster: &Cluster, wraps: &[Wrap]) -> Result<Vec<SlotDocument>> {
-    let records = audit::all(cluster).await?;
-    if records.iter().any(|record| matches!(record.event, Event::ClusterCreated { .. })) {
-        return Ok(Vec::new());
+/// When the store fails.
+pub async fn record_creation(cluster: &Cluster) -> Result<bool> {
+    if audit::any(cluster, |event| matches!(event, Event::ClusterCreated { .. })).await? {
+        return Ok(false);
     }
-    let mut slots = cluster.vault().slots(cluster.name()).await?;
-    let mut added = Vec::new();
-    for wrap in wraps {
-        if has_slot(cluster, &slots, wrap).await? {
-            continue;
-        }
-        let slot = SlotDocument::create(cluster.env(), cluster.keys().identity(), cluster.keys().master(), wrap, "init")?;
-        cluster.store().put_once(&layout::key_slot(cluster.name(), slot.key_id), document::encode(&slot)?.into()).await?;
-        slots.push(slot.clone());
-        added.push(slot);
-    }
+    let slots = own_slots(cluster).await?;
     audit::record(cluster, Event::ClusterCreated { key_ids: slots.iter().map(|slot| slot.key_id).collect() }).await?;
-    Ok(added)
+    Ok(true)
 }
 
-/// True when one of the slots was made for this key.
-async fn has_slot(cluster: &Cluster, slots: &[SlotDocument], wrap: &Wrap) -> Result<bool> {
-    let passphrase = match wrap {
-        Wrap::Recipient(wanted) => {
-            return Ok(slots.iter().any(|s| matches!(&s.method, Method::X25519 { recipient, .. } if recipient == wanted)));
-        }
-        Wrap::Passphrase(passphrase) => Unlock::Passphrase(passphrase.clone()),
-    };
-    for slot in slots {
-        let (slot, unlock, identity) = (slot.clone(), passphrase.clone(), *cluster.keys().identity());
-        let opened = tokio::task::spawn_blocking(move || slot.open(&identity, &unlock)).await;
-        if opened.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+/// The slots that a holder of the cluster's master key made. That a slot names this key proves nothing: the name is public.
+async fn own_slots(cluster: &Cluster) -> Result<Vec<SlotDocument>> {
+    let mut slots = cluster.vault().slots(cluster.name()).await?;
+    slots.retain(|slot| slot.verify(cluster.keys().identity(), cluster.keys().master()).is_ok());
+    Ok(slots)
 }
 
 /// Removes a slot. The last one cannot be removed: nothing could ever be read again.
@@ -72,12 +48,12 @@ async fn has_slot(cluster: &Cluster, slots: &[SlotDocument], wrap: &Wrap) -> Res
 /// # Errors
 /// When there is no such slot, it is the last, or the store refuses to delete.
 pub async fn revoke(cluster: &Cluster, key_id: Ulid) -> Result<()> {
-    let slots = cluster.vault().slots(cluster.name()).await?;
-    if !slots.iter().any(|s| s.key_id == key_id) {
+    if !cluster.vault().slots(cluster.name()).await?.iter().any(|s| s.key_id == key_id) {
         return Err(Error::new(ErrorKind::Usage, "key.unknown", format!("{} has no key slot {key_id}", cluster.name()))
             .with_hint("`pgvault key list` shows the slots"));
     }
-    if slots.len() == 1 {
+    // What somebody else wrote is no way in that could be left.
+    if own_slots(cluster).await?.iter().all(|s| s.key_id == key_id) {
         return Err(Error::new(ErrorKind::Usage, "key.last", format!("{key_id} is the only key slot of {}", cluster.name()))
             .with_hint("add another key first with `pgvault key add`"));
     }

@@ -74,6 +74,19 @@ impl fmt::Display for ClusterName {
     }
 }
 
+/// The cluster's own document, relative to the cluster.
+pub const CLUSTER_DOCUMENT: &str = "cluster.json";
+
+/// True for the name, relative to a cluster, of a clear document; everything else there is sealed.
+pub fn is_clear(relative: &str) -> bool {
+    relative == CLUSTER_DOCUMENT || relative.starts_with(dir::KEYS) || relative.starts_with(dir::EPOCHS)
+}
+
+/// The cluster's own document: the commit point of its creation.
+pub fn cluster_document(cluster: &ClusterName) -> String {
+    format!("{}{CLUSTER_DOCUMENT}", cluster.prefix())
+}
+
 /// Prefix of a cluster's key slots.
 pub fn keys(cluster: &ClusterName) -> String {
     format!("{}{}", cluster.prefix(), dir::KEYS)

@@ -116,7 +116,7 @@ impl Catalog {
                 }
                 Ok(None) => {}
                 // Who needs this timeline is told that its history is missing; the others are not concerned.
-                Err(error) if error.kind() == ErrorKind::Corrupt => {
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
                     tracing::warn!(%timeline, %error, "a history file cannot be used");
                 }
                 Err(error) => return Err(error),

@@ -202,7 +202,7 @@ impl<'a> Matrix<'a> {
                 let wraps = [self.source.key.wrap(), self.source.other.wrap()];
                 let _ = vault.create_cluster(&self.source.name, &wraps).await?;
                 let cluster = vault.unlock(&self.source.name, &self.source.key.unlock()).await?;
-                let _ = keyring::complete(&cluster, &wraps).await?;
+                let _ = keyring::record_creation(&cluster).await?;
                 Ok(Done::Nothing)
             }
             Op::List => {
@@ -306,7 +306,8 @@ impl<'a> Matrix<'a> {
                 Severity::Warning if problem.ends_with("this is as it was set up") => true,
                 Severity::Warning => [
                     "has no record in the audit log; the backup was interrupted right after its commit, or the record was deleted",
-                    "was sealed by another master key; an `init` that did not finish leaves such a one",
+                    "was sealed by another master key; an `init` that died or came second leaves such a one",
+                    "is of another master key and opens nothing; an `init` that died or came second leaves such a one",
                     "was revoked, but is still there and opens the cluster; revoke it again",
                 ]
                 .contains(&problem),

@@ -40,7 +40,7 @@ impl Victim {
     async fn new(source: Source) -> Self {
         let memory = from_objects(&source.grown().await).await;
         let cluster = source.open(store(memory.clone())).await.unwrap();
-        let _ = keyring::complete(&cluster, &[]).await.unwrap();
+        let _ = keyring::record_creation(&cluster).await.unwrap();
         for segment in &source.segments {
             let _ = push(&cluster, segment).await.unwrap();
         }
