@@ -10,7 +10,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use common::{Running, Site, amcheck, assert_same_tree, files_below, run, sql, switch_and_archive, tree, wait_until};
+use common::{Running, Site, amcheck, assert_same_tree, files_below, lsn, run, sql, switch_and_archive, tree, wait_until};
 use pgvault_verify::process::{Mode, Outcome, Server};
 
 /// A cluster with something in it, archiving; one backup.
@@ -281,7 +281,9 @@ fn t16_a_timeline_that_forked_before_the_backup_is_refused() {
     let _ = sql(&server, "create table t(id int); insert into t values (1)");
     let first = site.backup("local");
     let _ = sql(&server, "insert into t values (2)");
-    let _ = sql(&server, "select pg_create_restore_point('fork')");
+    let now = "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')";
+    let before_fork = sql(&server, now);
+    let _ = sql(&server, "select pg_create_restore_point('fork'); create table more()");
     let _ = switch_and_archive(&server);
 
     // A copy is promoted and archives beside the original, on its own timeline.
@@ -301,6 +303,8 @@ fn t16_a_timeline_that_forked_before_the_backup_is_refused() {
     // The original goes on.
     let _ = sql(&server, "insert into t values (3)");
     let second = site.backup("local");
+    let later = sql(&server, now);
+    let end = lsn(&server, "pg_current_wal_insert_lsn()");
     let _ = sql(&server, "insert into t values (4)");
     let _ = switch_and_archive(&server);
 
@@ -310,8 +314,18 @@ fn t16_a_timeline_that_forked_before_the_backup_is_refused() {
     };
     assert_eq!(rows("latest", &["--timeline", "1"]), "1 2 3 4");
     assert_eq!(rows("latest", &["--timeline", "2"]), "1 2 20");
-    // The newest timeline is the default, from the only backup that lies on it.
-    assert_eq!(rows("latest", &[]), "1 2 20");
+    // H8: both lived on after they parted. Neither is taken for the other, and what is the same on both is not refused.
+    let refused = site.path("refused");
+    for to in ["latest", &later, &format!("lsn:{end}")] {
+        let ran = site.restore_into(&refused, to, &[]).expect(5).says("--timeline 1 or --timeline 2");
+        let _ = ran.says("means different things").says("parted at lsn:");
+    }
+    assert!(!refused.exists());
+    assert_eq!(rows("name:fork", &[]), "1 2");
+    assert_eq!(rows(&before_fork, &[]), "1 2");
+    let status = site.pgv(&["status"]).ok().says("lived on beside each other");
+    assert!(status.stderr.contains("timeline 1"), "{status:?}");
+    assert_eq!(site.summary(&["list"])["branches"][0]["timeline"], 1);
     assert_eq!(rows("immediate", &[]), "1 2 3");
     let id = |backup: &serde_json::Value| backup["backup_id"].as_str().unwrap().to_owned();
     assert_eq!(rows("immediate", &["--backup", &id(&first)]), "1");

@@ -4,6 +4,7 @@
 //! target -> plan (which backup, which timeline, is the WAL whole) -> files -> recovery settings -> PostgreSQL -> wal fetch
 //! ```
 
+pub mod branch;
 mod delta;
 mod files;
 pub mod plan;

@@ -2,6 +2,7 @@
 
 use pgvault_core::Result;
 use pgvault_core::postgres::Lsn;
+use pgvault_core::restore::branch::{Branch, beside};
 use pgvault_core::restore::window::{Window, windows};
 use pgvault_core::vault::Cluster;
 use pgvault_core::vault::snapshot::{self, Damaged, Manifest};
@@ -20,6 +21,8 @@ pub(crate) struct Contents {
     pub(crate) damaged: Vec<Damaged>,
     pub(crate) windows: Vec<Window>,
     pub(crate) gaps: Vec<Gap>,
+    /// Timelines that have something the newest one does not.
+    pub(crate) branches: Vec<Branch>,
 }
 
 impl Contents {
@@ -31,10 +34,29 @@ impl Contents {
             Some(backup) => Some(backup.wal_segment_size),
             None => fetch::segment_size(cluster).await?,
         };
-        let Some(size) = size else { return Ok(Self { backups, damaged, windows: Vec::new(), gaps: Vec::new() }) };
+        let Some(size) = size else {
+            return Ok(Self { backups, damaged, windows: Vec::new(), gaps: Vec::new(), branches: Vec::new() });
+        };
         let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
         let windows = windows(cluster, &catalog, &backups).await?;
-        Ok(Self { backups, damaged, windows, gaps: catalog.gaps() })
+        let mut branches = Vec::new();
+        if let Some(Ok(history)) = catalog.newest_timeline().map(|timeline| catalog.history(timeline)) {
+            branches = beside(cluster, &catalog, &history, backups.iter()).await?;
+        }
+        Ok(Self { backups, damaged, windows, gaps: catalog.gaps(), branches })
+    }
+
+    /// Says what the newest timeline leaves out.
+    pub(crate) fn tell_branches(&self, printer: &Printer) {
+        for branch in &self.branches {
+            if branch.both_lived() {
+                printer.warn(format_args!(
+                    "two branches of this cluster lived on beside each other: {branch}; restores to a time after that need `--timeline`"
+                ));
+            } else {
+                printer.line(format_args!("{branch}, was left; `restore --timeline {}` follows it", branch.timeline));
+            }
+        }
     }
 }
 
@@ -70,12 +92,14 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
     for gap in &contents.gaps {
         printer.line(format_args!("timeline {}: WAL from {} to {} is missing", gap.timeline, gap.from, gap.to));
     }
+    contents.tell_branches(printer);
     printer.summary(&json!({
         "cluster": cluster.name().name,
         "system_id": cluster.name().system_id,
         "backups": contents.backups.iter().map(describe).collect::<Vec<_>>(),
         "window": contents.windows,
         "gaps": contents.gaps,
+        "branches": contents.branches,
         "damaged": contents.damaged.iter().map(|d| json!({ "backup_id": d.id, "problem": d.error.to_string() })).collect::<Vec<_>>(),
     }));
     Ok(if contents.damaged.is_empty() { Status::Done } else { Status::VerificationFailed })

@@ -67,6 +67,9 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
 fn show(printer: &Printer, plan: &Plan) {
     let manifest = &plan.snapshot.manifest;
     printer.line(format_args!("backup {} of {}, timeline {}", manifest.id, manifest.finished_at, manifest.timeline));
+    for branch in &plan.left_out {
+        printer.warn(format_args!("{branch}, is left out; `--timeline {}` follows it", branch.timeline));
+    }
     for reason in &plan.reasons {
         printer.line(format_args!("  {reason}"));
     }
@@ -86,6 +89,7 @@ fn describe(plan: &Plan) -> Value {
         "start_lsn": manifest.start_lsn,
         "wal_end_lsn": plan.wal_end,
         "source_bytes": manifest.source_bytes,
+        "left_out": plan.left_out,
         "reasons": plan.reasons,
     })
 }

@@ -44,6 +44,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
     for gap in &contents.gaps {
         printer.line(format_args!("gap: WAL from {} to {} on timeline {} is missing", gap.from, gap.to, gap.timeline));
     }
+    contents.tell_branches(printer);
     printer.summary(&json!({
         "cluster": cluster.name().name,
         "system_id": cluster.name().system_id,
@@ -55,6 +56,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
         "last_backup_age_seconds": last_backup.map(|b| age(b.finished_at)),
         "backups": contents.backups.len(),
         "gaps": contents.gaps,
+        "branches": contents.branches,
         "damaged_backups": contents.damaged.iter().map(|d| d.id).collect::<Vec<_>>(),
     }));
     Ok(Status::Done)

@@ -4,6 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use ulid::Ulid;
 
+use super::branch::{self, Branch};
 use super::target::Target;
 use super::window::{self, Reach};
 use crate::postgres::wal::{find_transaction, record_begins_at};
@@ -11,7 +12,6 @@ use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
 use crate::vault::Cluster;
 use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
 use crate::wal::catalog::Catalog;
-use crate::wal::fetch;
 use crate::{Error, ErrorKind, Result};
 
 /// Where recovery stops.
@@ -49,6 +49,8 @@ pub struct Plan {
     pub stop: Stop,
     /// WAL that recovery will ask for: from the backup's start to here at most.
     pub wal_end: Lsn,
+    /// Timelines with transactions that this one does not have; they had ended when this one began, or do not concern the target.
+    pub left_out: Vec<Branch>,
     /// Why this backup, in sentences.
     pub reasons: Vec<String>,
 }
@@ -58,14 +60,15 @@ pub struct Plan {
 pub struct PlanOptions {
     /// Start from this backup.
     pub backup: Option<Ulid>,
-    /// Follow this timeline instead of the newest.
+    /// Follow this timeline. Without it the newest is followed, unless another one lived on beside it and would give something else.
     pub timeline: Option<TimelineId>,
 }
 
 /// Makes a plan.
 ///
 /// # Errors
-/// [`ErrorKind::OutsideWindow`] when the target cannot be reached; the message names the nearest point that can.
+/// [`ErrorKind::OutsideWindow`] when the target cannot be reached, and the message names the nearest point that can; or when it means
+/// different things on different timelines (`restore.branches`).
 pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> Result<Plan> {
     let listing = snapshot::list(cluster).await?;
     let mut candidates = listing.snapshots;
@@ -124,6 +127,11 @@ impl Planner<'_> {
         let mut reasons = self.damaged.clone();
         let mut nearest: Vec<String> = Vec::new();
         let resolved = self.resolve(&history).await?;
+        let backups = self.candidates.iter().map(|s| &s.manifest);
+        let left_out = branch::beside(self.cluster, &self.catalog, &history, backups).await?;
+        if self.options.timeline.is_none() {
+            branch::ensure_undisputed(&left_out, &history, self.target, resolved)?;
+        }
         for snapshot in self.candidates.iter().rev() {
             let backup = &snapshot.manifest;
             if !window::is_on(&history, backup) {
@@ -169,6 +177,7 @@ impl Planner<'_> {
                         timeline,
                         stop,
                         wal_end: contiguous,
+                        left_out,
                         reasons,
                     });
                 }
@@ -220,6 +229,7 @@ impl Planner<'_> {
                     timeline: backup.timeline,
                     stop,
                     wal_end: backup.stop_lsn,
+                    left_out: Vec::new(),
                     reasons,
                 });
             }
@@ -248,7 +258,7 @@ impl Planner<'_> {
                     if !window::may_hold(info.transactions, *xid) {
                         return Ok(None);
                     }
-                    let Some(bytes) = self.segment(history, number).await? else { return Ok(None) };
+                    let Some(bytes) = window::segment(self.cluster, &self.catalog, history, number).await? else { return Ok(None) };
                     let size = self.catalog.segment_size;
                     let end = find_transaction(&bytes, number.start(size), size, *xid);
                     Ok(end.map_err(|e| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", e.to_string()))?.map(|end| end.lsn))
@@ -266,17 +276,6 @@ impl Planner<'_> {
             format!("{} does not occur in the WAL from {from} to {to} of timeline {}", self.target, history.timeline()),
         )
         .with_hint("nearest: `pgvault list` shows the window; restore by time or LSN instead"))
-    }
-
-    async fn segment(&self, history: &TimelineHistory, number: WalSegNo) -> Result<Option<Vec<u8>>> {
-        let Some(stored) = self.catalog.describe(self.cluster, history, number).await? else { return Ok(None) };
-        // Parts are put together as recovery itself would see them.
-        let name = stored
-            .info
-            .file
-            .parse()
-            .map_err(|e: crate::postgres::ParseError| Error::new(ErrorKind::Corrupt, "wal.info", e.to_string()))?;
-        fetch::contents(self.cluster, name).await
     }
 
     /// Where to stop, or why this backup does not reach the target and what it reaches instead.
@@ -297,6 +296,12 @@ impl Planner<'_> {
                 Some(gap) => {
                     Err((format!("WAL is whole only up to {contiguous}, and {gap}"), format!("lsn:{}, or {latest}", reach.end)))
                 }
+                // Of the segment in which it was left, the parent may have archived more than its heir took over. Until the heir has
+                // archived a segment of its own, PostgreSQL would be given that and replay it.
+                None if contiguous <= history.begin() => match reach.last_record {
+                    Some(lsn) => Ok(Stop::Lsn { lsn, inclusive: true }),
+                    None => Ok(Stop::Consistent),
+                },
                 None => Ok(Stop::End),
             },
             Target::Time(time) => match reach.last_transaction {
@@ -351,7 +356,7 @@ impl Planner<'_> {
     async fn begins_at(&self, history: &TimelineHistory, lsn: Lsn) -> Result<bool> {
         let size = self.catalog.segment_size;
         let number = WalSegNo::containing(lsn, size);
-        let Some(bytes) = self.segment(history, number).await? else { return Ok(false) };
+        let Some(bytes) = window::segment(self.cluster, &self.catalog, history, number).await? else { return Ok(false) };
         record_begins_at(&bytes, number.start(size), size, lsn)
             .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", e.to_string()))
     }

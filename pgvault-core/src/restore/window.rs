@@ -8,8 +8,9 @@ use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
 use crate::vault::Cluster;
 use crate::vault::snapshot::Manifest;
 use crate::wal::catalog::Catalog;
+use crate::wal::fetch;
 use crate::wal::object::{NamedPoint, Transactions, WalInfo};
-use crate::{ErrorKind, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// Segments that are opened to find the last transaction; an idle server writes few records a segment, but some.
 const LOOK_BACK: u64 = 4096;
@@ -83,6 +84,16 @@ pub async fn reach(cluster: &Cluster, catalog: &Catalog, history: &TimelineHisto
         number = WalSegNo(before);
     }
     Ok(reach)
+}
+
+/// The bytes of segment `number` on the way to `history`'s timeline, parts put together as recovery itself would see them.
+///
+/// # Errors
+/// When the store fails or a WAL object was changed.
+pub async fn segment(cluster: &Cluster, catalog: &Catalog, history: &TimelineHistory, number: WalSegNo) -> Result<Option<Vec<u8>>> {
+    let Some(stored) = catalog.describe(cluster, history, number).await? else { return Ok(None) };
+    let corrupt = |e: crate::postgres::ParseError| Error::new(ErrorKind::Corrupt, "wal.info", e.to_string());
+    fetch::contents(cluster, stored.info.file.parse().map_err(corrupt)?).await
 }
 
 /// Every window, by timeline. Timelines whose history is missing have none; `gaps` of the catalog tell why.

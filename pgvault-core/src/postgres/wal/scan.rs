@@ -127,6 +127,21 @@ pub fn scan_segment(bytes: &[u8], start: Lsn, size: SegmentSize) -> Result<Segme
     Ok(scan)
 }
 
+/// The transactions whose records begin in the segment at `from` or later.
+///
+/// # Errors
+/// As [`scan_segment`].
+pub fn transactions_from(bytes: &[u8], start: Lsn, size: SegmentSize, from: Lsn) -> Result<Option<TransactionSpan>, ParseError> {
+    let ends = Records::new(bytes, start, size)?.filter_map(|record| record.transaction_end()).filter(|end| end.lsn >= from);
+    Ok(ends.fold(None, |span: Option<TransactionSpan>, end| match span {
+        None => Some(TransactionSpan::of(end)),
+        Some(mut span) => {
+            span.add(end);
+            Some(span)
+        }
+    }))
+}
+
 /// True when a record begins exactly at `lsn`, which is what the server asks of a `recovery_target_lsn` and of a checkpoint.
 ///
 /// # Errors
@@ -204,6 +219,15 @@ mod tests {
         for absent in [0, 729, 736] {
             assert_eq!(find_transaction(&bytes, Lsn(0x90_0000), size(), absent).unwrap(), None, "{absent}");
         }
+    }
+
+    #[test]
+    fn transactions_are_counted_from_a_position_on() {
+        let bytes = segment(NINE);
+        let from = |lsn| transactions_from(&bytes, Lsn(0x90_0000), size(), Lsn(lsn)).unwrap();
+        assert_eq!(from(0), scan(NINE).transactions);
+        assert_eq!(from(0x90_B6D8).map(|span| (span.min_xid, span.max_xid, span.count)), Some((734, 735, 2)));
+        assert_eq!(from(0x90_B931), None);
     }
 
     #[test]
