@@ -155,6 +155,9 @@ pub(crate) struct FetchArgs {
 pub(crate) struct StreamArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+    /// Stream although the vault holds WAL of a server that took over from this one
+    #[arg(long)]
+    pub(crate) any_timeline: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

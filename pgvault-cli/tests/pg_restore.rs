@@ -287,15 +287,7 @@ fn t16_a_timeline_that_forked_before_the_backup_is_refused() {
     let _ = switch_and_archive(&server);
 
     // A copy is promoted and archives beside the original, on its own timeline.
-    let fork = site.restore("name:fork", &["--target-action", "promote"]);
-    let command = format!("{} --config {} wal push \"%p\"", site.path("pgvault").display(), site.path("pgvault.toml").display());
-    let mut copy = Server::adopt(&site.install, &fork)
-        .option("archive_mode", "on")
-        .option("archive_command", command)
-        .option("fsync", "off")
-        .launch()
-        .unwrap();
-    assert_eq!(copy.wait_until_paused_or_promoted(Duration::from_secs(60)).unwrap(), Outcome::Promoted);
+    let copy = promoted_copy(&site, "name:fork");
     let _ = sql(&copy, "insert into t values (20)");
     let _ = switch_and_archive(&copy);
     drop(copy);
@@ -334,4 +326,74 @@ fn t16_a_timeline_that_forked_before_the_backup_is_refused() {
     let _ = ran.says("not part of the history of timeline 2");
     let _ = site.restore_into(&pgdata, "latest", &["--timeline", "9"]).says("00000009");
     assert!(!pgdata.exists());
+}
+
+/// A restored directory, promoted at a target, that archives into the same vault.
+fn promoted_copy(site: &Site, to: &str) -> Server {
+    let pgdata = site.restore(to, &["--target-action", "promote"]);
+    let command = format!("{} --config {} wal push \"%p\"", site.path("pgvault").display(), site.path("pgvault.toml").display());
+    let mut copy = Server::adopt(&site.install, &pgdata)
+        .option("archive_mode", "on")
+        .option("archive_command", command)
+        .option("fsync", "off")
+        .launch()
+        .unwrap();
+    assert_eq!(copy.wait_until_paused_or_promoted(Duration::from_secs(60)).unwrap(), Outcome::Promoted);
+    copy
+}
+
+/// R6: after a recovery in place, what the old branch had more is told and can be reached, and does not get in the way.
+#[test]
+fn r6_a_branch_that_was_given_up_is_left_out_and_told() {
+    let site = Site::new();
+    let mut server = site.start(site.cluster("main").config(site.archiving()));
+    let now =
+        |server: &Server| sql(server, "select to_char(clock_timestamp() at time zone 'utc', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')");
+    let _ = sql(&server, "create table t(id int); insert into t values (1)");
+    let _ = site.backup("local");
+    let _ = sql(&server, "insert into t values (2); select pg_create_restore_point('fork')");
+    let _ = sql(&server, "insert into t values (3)");
+    let between = now(&server);
+    let _ = sql(&server, "insert into t values (4)");
+    let _ = switch_and_archive(&server);
+    server.stop(Mode::Fast).unwrap();
+
+    let copy = promoted_copy(&site, "name:fork");
+    let _ = sql(&copy, "insert into t values (20)");
+    let after = now(&copy);
+    let _ = sql(&copy, "insert into t values (21)");
+    let _ = switch_and_archive(&copy);
+    drop(copy);
+
+    let rows = |to: &str, more: &[&str]| {
+        let (server, _) = site.restore_to(to, more);
+        sql(&server, "select string_agg(id::text, ' ' order by id) from t")
+    };
+    assert_eq!(rows("latest", &[]), "1 2 20 21");
+    assert_eq!(rows(&after, &[]), "1 2 20");
+    assert_eq!(rows("latest", &["--timeline", "1"]), "1 2 3 4");
+    let plan = site.pgv(&["--output", "json", "restore", "--to", "latest", "--dry-run", "--pgdata", "unused"]).ok();
+    assert_eq!(plan.json()["left_out"][0]["timeline"], 1, "{plan:?}");
+    let plan = plan.says("`--timeline 1` follows it");
+    assert!(!plan.json()["left_out"][0]["last"].is_null());
+    // A moment at which only the old branch lived.
+    let refused = site.path("refused");
+    let _ = site.restore_into(&refused, &between, &[]).expect(5).says("--timeline 1 or --timeline 2");
+    assert_eq!(rows(&between, &["--timeline", "1"]), "1 2 3");
+    let status = site.pgv(&["status"]).ok().says("was left");
+    assert!(!status.stderr.contains("beside each other"), "{status:?}");
+
+    // H8: the old server, started by mistake, is not streamed from.
+    server.start().unwrap();
+    let _ = site.pgv(&["wal", "stream"]).expect(1).says("left it at").says("--any-timeline");
+
+    // Of a heir that has archived nothing but its history, the parent's bytes behind the fork are no part.
+    for path in files_below(&site.vault()) {
+        if path.to_string_lossy().contains("/wal/00000002/") && !path.to_string_lossy().ends_with(".history") {
+            fs::remove_file(path).unwrap();
+        }
+    }
+    let _ = site.restore_into(&refused, "latest", &[]).expect(5).says("without any transaction");
+    assert_eq!(rows("latest", &["--timeline", "2"]), "1 2");
+    assert!(!refused.exists());
 }

@@ -89,6 +89,7 @@ pub(crate) async fn stream(cli: &Cli, printer: &Printer, args: &StreamArgs) -> R
     let options = StreamOptions {
         connection: Context::connection(config)?,
         slot: config.wal.slot.clone(),
+        any_timeline: args.any_timeline,
         receive_timeout: config.wal.receive_timeout,
         events,
     };

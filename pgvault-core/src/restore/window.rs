@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use ulid::Ulid;
 
-use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
+use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo, scan_segment};
 use crate::vault::Cluster;
 use crate::vault::snapshot::Manifest;
 use crate::wal::catalog::Catalog;
@@ -63,7 +63,11 @@ pub async fn reach(cluster: &Cluster, catalog: &Catalog, history: &TimelineHisto
             break;
         }
         if let Some(stored) = catalog.describe(cluster, history, number).await? {
-            let info = &stored.info;
+            let mut info = stored.info;
+            if is_last && info.end.is_some_and(|end| end > contiguous) {
+                // Of this segment of a timeline that was left, what lies behind the fork is another branch's.
+                cut(cluster, catalog, history, number, contiguous, &mut info).await?;
+            }
             let ends_here = is_last;
             if is_last {
                 // Whole segments may end early: with a switch, or because this is the tail of a timeline.
@@ -84,6 +88,23 @@ pub async fn reach(cluster: &Cluster, catalog: &Catalog, history: &TimelineHisto
         number = WalSegNo(before);
     }
     Ok(reach)
+}
+
+/// Makes a segment say what it holds up to a position only.
+async fn cut(
+    cluster: &Cluster,
+    catalog: &Catalog,
+    history: &TimelineHistory,
+    number: WalSegNo,
+    end: Lsn,
+    info: &mut WalInfo,
+) -> Result<()> {
+    let Some(mut bytes) = segment(cluster, catalog, history, number).await? else { return Ok(()) };
+    let start = number.start(catalog.segment_size);
+    bytes.truncate(usize::try_from(end.0.saturating_sub(start.0)).unwrap_or(usize::MAX));
+    let corrupt = |e: crate::postgres::ParseError| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", e.to_string());
+    *info = WalInfo::of_scan(std::mem::take(&mut info.file), &scan_segment(&bytes, start, catalog.segment_size).map_err(corrupt)?);
+    Ok(())
 }
 
 /// The bytes of segment `number` on the way to `history`'s timeline, parts put together as recovery itself would see them.

@@ -118,7 +118,8 @@ impl WalInfo {
         Self { file, segment_size: None, start: None, end: None, last_record: None, transactions: None, restore_points: Vec::new() }
     }
 
-    fn of_scan(file: String, scan: &SegmentScan) -> Self {
+    /// What a scan of the file `file` found.
+    pub(crate) fn of_scan(file: String, scan: &SegmentScan) -> Self {
         Self {
             file,
             segment_size: Some(scan.header.segment_size),

@@ -41,6 +41,8 @@ pub struct StreamOptions {
     pub connection: ConnInfo,
     /// The slot, created when it is missing.
     pub slot: String,
+    /// Stream from a server that another one has taken over from, as the vault has it.
+    pub any_timeline: bool,
     /// How long the server may say nothing, though asked, before the connection is given up (H19).
     pub receive_timeout: Duration,
     /// Where what is going on is told.
@@ -146,7 +148,8 @@ async fn session(
     let size = connection.wal_segment_size().await?;
     let begin = slot(&mut connection, options, size, lost).await?.unwrap_or(identity.flush_lsn);
     let (mut timeline, mut from) =
-        start_point(cluster, &mut connection, options, size, identity.timeline, begin, lost.is_some()).await?;
+        start_point(cluster, &mut connection, options, size, (identity.timeline, identity.flush_lsn), begin, lost.is_some())
+            .await?;
     let mut kept = begin;
     loop {
         let _ = take::ensure_history(cluster, &mut connection, timeline).await?;
@@ -205,12 +208,15 @@ async fn start_point(
     connection: &mut Connection,
     options: &StreamOptions,
     size: SegmentSize,
-    server_timeline: TimelineId,
+    (server_timeline, server_end): (TimelineId, Lsn),
     begin: Lsn,
     lost_wal: bool,
 ) -> Result<(TimelineId, Lsn)> {
     let history = take::ensure_history(cluster, connection, server_timeline).await?;
     let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
+    if !options.any_timeline {
+        ensure_not_left(&catalog, server_timeline, server_end)?;
+    }
     let vault = vault_end(&catalog, &history);
     let segment_start = |lsn: Lsn| WalSegNo::containing(lsn, size).start(size);
     let from = match vault {
@@ -236,6 +242,24 @@ async fn start_point(
         }
     };
     Ok((history.timeline_at(from), from))
+}
+
+/// Refuses a server that was promoted past: what it writes since is a branch that nobody follows, and archiving it would look as if all
+/// were well (R6, H8).
+fn ensure_not_left(catalog: &Catalog, timeline: TimelineId, end: Lsn) -> Result<()> {
+    let mut heirs =
+        catalog.histories.values().filter(|heir| catalog.timelines.get(&heir.timeline()).is_some_and(|o| o.last().is_some()));
+    let left = |heir: &TimelineHistory| heir.switch_point_of(timeline).filter(|switch| *switch < end);
+    let Some((heir, switch)) = heirs.find_map(|heir| Some((heir.timeline(), left(heir)?))) else { return Ok(()) };
+    Err(Error::new(
+        ErrorKind::Conflict,
+        "wal.left_timeline",
+        format!("the server is at {end} on timeline {timeline}, but the vault holds WAL of timeline {heir}, which left it at {switch}"),
+    )
+    .with_hint(
+        "if another server was promoted, stream from that one, and rebuild this one as its standby; if this is the right one and the \
+         other was a copy that should not have archived here, say `--any-timeline`",
+    ))
 }
 
 /// The end of the vault's WAL on a history: of the last stretch there is, whatever holes lie before it.

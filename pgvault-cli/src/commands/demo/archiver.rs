@@ -31,6 +31,7 @@ impl Archiver {
         let options = StreamOptions {
             connection: connection.clone(),
             slot: "pgvault".into(),
+            any_timeline: false,
             receive_timeout: std::time::Duration::from_secs(60),
             events,
         };
