@@ -425,20 +425,27 @@ impl Checker<'_> {
 
     async fn wal(&mut self, backups: &[Manifest]) -> Result<()> {
         let Some(size) = self.segment_size(backups).await? else { return Ok(()) };
+        let catalog = match Catalog::load(self.cluster, size, Lsn::INVALID).await {
+            Err(error) if !matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => return Err(error),
+            loaded => loaded,
+        };
         let damaged: Vec<String> = self.damaged.iter().filter(|name| name.starts_with(layout::dir::WAL)).cloned().collect();
         for name in damaged {
-            let hurts = hurt_by_wal(&name, size, backups);
             let problem = self.objects.get(&name).map(|o| o.name.clone()).unwrap_or_default();
-            self.report.error(self.cluster.path(&name), problem, hurts);
+            if catalog.as_ref().is_ok_and(|catalog| is_superseded(&name, catalog)) {
+                let problem = format!("{problem} (nothing needs it: its bytes are in other objects)");
+                self.report.error(self.cluster.path(&name), problem, Vec::new());
+            } else {
+                self.report.error(self.cluster.path(&name), problem, hurt_by_wal(&name, size, backups));
+            }
         }
-        let catalog = match Catalog::load(self.cluster, size, Lsn::INVALID).await {
+        let catalog = match catalog {
             Ok(catalog) => catalog,
-            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+            Err(error) => {
                 let problem = format!("cannot be looked through for gaps: {error}");
                 self.report.error(self.cluster.path(layout::dir::WAL), problem, sorted(backups.iter().map(|b| b.id)));
                 return Ok(());
             }
-            Err(error) => return Err(error),
         };
         for objects in catalog.timelines.values() {
             for stranger in &objects.strangers {
@@ -520,6 +527,20 @@ fn archives_more(catalog: &Catalog, timeline: TimelineId, backups: &[Manifest]) 
     };
     let present = catalog.timelines.get(&timeline).map(crate::wal::catalog::TimelineObjects::present).unwrap_or_default();
     present.into_iter().filter_map(|segment| object::segment_start(segment, size).ok()).any(|start| !own(start))
+}
+
+/// True for a part or a `.partial` that a recovery passes over, because the segment is there or longer parts are.
+fn is_superseded(name: &str, catalog: &Catalog) -> bool {
+    let (segment, range) = match WalName::parse(name) {
+        Some(WalName::Part { segment, from, to }) => (segment, Some((from, to))),
+        Some(WalName::File(WalFileName::Partial(segment))) => (segment, None),
+        _ => return false,
+    };
+    let Some(objects) = catalog.timelines.get(&segment.timeline) else { return false };
+    let covered = objects.covered(segment, catalog.segment_size);
+    let in_use = range.is_some_and(|range| objects.chain(segment).contains(&range));
+    let end = range.map_or(catalog.segment_size.bytes(), |(_, to)| u64::from(to));
+    objects.segments.contains(&segment) || (!in_use && end <= covered)
 }
 
 /// Backups that need a damaged WAL object, or cannot be recovered past it.

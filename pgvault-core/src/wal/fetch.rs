@@ -150,22 +150,30 @@ async fn prove_no_timeline(cluster: &Cluster, timeline: TimelineId) -> Result<()
     Ok(())
 }
 
-/// The cluster's segment size, from any segment or part that is there; `None` when there is none.
+/// The cluster's segment size, from any segment or part that can be read; `None` when there is none.
+///
+/// A damaged object tells nothing, and says nothing against the others: it may be one that nobody needs.
 ///
 /// # Errors
-/// When the store fails or that object was changed.
+/// When the store fails, or all of them were changed.
 pub async fn segment_size(cluster: &Cluster) -> Result<Option<SegmentSize>> {
+    let mut damaged = None;
     for directory in cluster.store().list_directories(&cluster.path(layout::dir::WAL)).await? {
         let Ok(timeline) = TimelineId::from_hex(&directory) else { continue };
         let listed = cluster.store().list(&cluster.path(&layout::wal_timeline(timeline))).await?;
         for object in listed {
             let name = WalName::parse(&object.name);
-            if let Some(name @ (WalName::File(WalFileName::Segment(_)) | WalName::Part { .. })) = name {
-                return Ok(object::open(cluster, name, Some(object.size)).await?.info.segment_size);
+            let Some(name @ (WalName::File(WalFileName::Segment(_)) | WalName::Part { .. })) = name else { continue };
+            match object::open(cluster, name, Some(object.size)).await {
+                Ok(opened) => return Ok(opened.info.segment_size),
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                    let _ = damaged.get_or_insert(error);
+                }
+                Err(error) => return Err(error),
             }
         }
     }
-    Ok(None)
+    damaged.map_or(Ok(None), Err)
 }
 
 #[cfg(test)]

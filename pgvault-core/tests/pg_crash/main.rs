@@ -3,7 +3,8 @@
 //! One program of several rooms, because they share a source and its first backup:
 //!
 //! - `matrix`: every operation, a fault at every request it makes.
-//! - `tamper`: every kind of object, changed in every part of it.
+//! - `tamper`: every kind of object, changed in every part of it. `tamper_wal`: WAL that is not in whole segments.
+//!   `tamper_spaces`: packs of a backup with tablespaces.
 //! - `writers`: many writers at once, keys, hostile names, clocks that run backwards.
 
 // The helpers outside of test functions panic like these.
@@ -12,4 +13,6 @@
 mod matrix;
 mod source;
 mod tamper;
+mod tamper_spaces;
+mod tamper_wal;
 mod writers;

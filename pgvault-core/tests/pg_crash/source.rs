@@ -211,11 +211,23 @@ impl Source {
     }
 
     pub(crate) async fn restore(&self, cluster: &Cluster, id: Ulid, pgdata: &Path, delta: bool) -> Result<Restored> {
+        self.restore_with(cluster, id, pgdata, delta, BTreeMap::new()).await
+    }
+
+    /// [`Source::restore`], with places for the tablespaces.
+    pub(crate) async fn restore_with(
+        &self,
+        cluster: &Cluster,
+        id: Ulid,
+        pgdata: &Path,
+        delta: bool,
+        tablespace_mapping: BTreeMap<String, PathBuf>,
+    ) -> Result<Restored> {
         let plan = plan(cluster, &Target::Immediate, PlanOptions { backup: Some(id), timeline: None }).await?;
         let options = RestoreOptions {
             pgdata: pgdata.to_path_buf(),
             delta,
-            tablespace_mapping: BTreeMap::new(),
+            tablespace_mapping,
             restore_command: RestoreCommand { program: "pgvault".into(), global_arguments: Vec::new(), arguments: Vec::new() },
             action: TargetAction::Pause,
             archive_off: false,
@@ -259,8 +271,15 @@ pub(crate) fn errors(report: &Report) -> Vec<String> {
 fn is_own(path: &str) -> bool {
     let folders = ["pg_wal/", "pg_replslot/", "pg_dynshmem/", "pg_notify/", "pg_serial/", "pg_snapshots/", "pg_stat/"];
     let more = ["pg_stat_tmp/", "pg_subtrans/"];
-    let files =
-        ["global/pg_control", "backup_label", "recovery.signal", "postgresql.auto.conf", "postmaster.pid", "postmaster.opts"];
+    let files = [
+        "global/pg_control",
+        "backup_label",
+        "tablespace_map",
+        "recovery.signal",
+        "postgresql.auto.conf",
+        "postmaster.pid",
+        "postmaster.opts",
+    ];
     folders.iter().chain(&more).any(|folder| path.starts_with(folder))
         || files.contains(&path)
         || path.ends_with("pg_internal.init")

@@ -98,14 +98,14 @@ impl Victim {
     }
 }
 
-fn flipped(bytes: &Bytes, at: usize) -> Vec<u8> {
+pub(crate) fn flipped(bytes: &Bytes, at: usize) -> Vec<u8> {
     let mut bytes = bytes.to_vec();
     bytes[at] ^= 1;
     bytes
 }
 
 /// The clear hash at the end, computed anew.
-fn rehashed(mut bytes: Vec<u8>) -> Vec<u8> {
+pub(crate) fn rehashed(mut bytes: Vec<u8>) -> Vec<u8> {
     let end = bytes.len() - 32;
     let digest: [u8; 32] = Sha256::digest(&bytes[..end]).into();
     bytes[end..].copy_from_slice(&digest);
@@ -117,7 +117,7 @@ fn is_document(name: &str) -> bool {
 }
 
 /// Every change of one object that a row of the matrix makes; `None` deletes it.
-fn changes(name: &str, original: &Bytes, sibling: &Bytes) -> Vec<(String, Option<Vec<u8>>)> {
+pub(crate) fn changes(name: &str, original: &Bytes, sibling: &Bytes) -> Vec<(String, Option<Vec<u8>>)> {
     let len = original.len();
     let mut changes: Vec<(String, Option<Vec<u8>>)> = Vec::new();
     if is_document(name) {
@@ -168,7 +168,7 @@ fn changes(name: &str, original: &Bytes, sibling: &Bytes) -> Vec<(String, Option
 }
 
 /// What somebody reading the report must learn.
-fn assert_reported(report: &Report, object: &str, hurts: &[Ulid], severity: Severity, why: &str) {
+pub(crate) fn assert_reported(report: &Report, object: &str, hurts: &[Ulid], severity: Severity, why: &str) {
     let about: Vec<_> = report.findings.iter().filter(|f| f.object == object && f.severity == severity).collect();
     assert!(!about.is_empty(), "{why}: the check does not name {object}: {:?}", report.findings);
     let named: Vec<Ulid> = about.iter().flat_map(|f| f.hurts.clone()).collect();
