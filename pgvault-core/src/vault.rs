@@ -5,6 +5,7 @@
 //! answer was lost is settled, and [`layout`] for the names.
 
 pub mod audit;
+pub mod features;
 mod init;
 pub mod keyring;
 pub mod layout;
@@ -28,6 +29,7 @@ use crate::format::document;
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
 use crate::postgres::SystemId;
 use crate::{Error, ErrorKind, Result};
+use features::Purpose;
 use layout::{ClusterName, VAULT_DOCUMENT};
 use store::{Put, Store};
 
@@ -50,7 +52,7 @@ pub struct VaultDocument {
     pub created_at: jiff::Timestamp,
     /// Cipher suite.
     pub suite: String,
-    /// Features that a program must know before it reads, writes or deletes.
+    /// Features that a program must know before it reads, writes or deletes; see [`features`].
     pub features: BTreeMap<String, Vec<String>>,
 }
 
@@ -69,9 +71,18 @@ impl Vault {
     /// The store is probed first: it must refuse to create a name twice.
     ///
     /// # Errors
-    /// When the store overwrites, cannot be reached, or holds a vault of a newer format.
+    /// When the store overwrites, cannot be reached, or holds a vault of a newer format or one that this version must not write
+    /// to.
     pub async fn create(store: Store, env: Env) -> Result<(Self, bool)> {
-        store.probe_create_only(&env).await?;
+        match Self::open(store.clone(), env.clone()).await {
+            Ok(vault) => {
+                vault.ensure_may(Purpose::Write)?;
+                vault.store.probe_create_only(&vault.env).await?;
+                return Ok((vault, false));
+            }
+            Err(error) if error.kind() == ErrorKind::NoVault => store.probe_create_only(&env).await?,
+            Err(error) => return Err(error),
+        }
         let document = VaultDocument {
             format: VAULT_FORMAT.into(),
             major: 1,
@@ -79,7 +90,7 @@ impl Vault {
             vault_id: env.new_id()?,
             created_at: env.now(),
             suite: SUITE.into(),
-            features: ["read", "write", "gc"].into_iter().map(|k| (k.to_owned(), Vec::new())).collect(),
+            features: features::none(),
         };
         let created = match store.put_new(VAULT_DOCUMENT, document::encode(&document)?.into()).await? {
             Put::Created | Put::Same => true,
@@ -88,10 +99,11 @@ impl Vault {
         Ok((Self::open(store, env).await?, created))
     }
 
-    /// Opens a vault.
+    /// Opens a vault. When it has features that this version would have to know to write, nothing can be written through it.
     ///
     /// # Errors
-    /// [`ErrorKind::NoVault`] when there is none, [`ErrorKind::Unsupported`] when it is of a newer format.
+    /// [`ErrorKind::NoVault`] when there is none, [`ErrorKind::Unsupported`] when it is of a newer format, or has features that
+    /// this version would have to know to read.
     pub async fn open(store: Store, env: Env) -> Result<Self> {
         let Some(bytes) = store.get_if_exists(VAULT_DOCUMENT).await? else {
             return Err(Error::new(ErrorKind::NoVault, "vault.none", format!("there is no vault at {}", store.location()))
@@ -109,14 +121,22 @@ impl Vault {
             )
             .with_hint("use the pgvault version that created it, or a newer one"));
         }
-        if let Some(feature) = document.features.values().flatten().next() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "vault.feature",
-                format!("the vault uses the feature `{feature}`, unknown to this version"),
-            ));
-        }
+        features::ensure(&document.features, Purpose::Read)?;
+        // In the store, where no writer gets past it.
+        let store = match features::ensure(&document.features, Purpose::Write) {
+            Ok(()) => store,
+            Err(refusal) => store.refusing_writes(&refusal),
+        };
         Ok(Self { store, env, document: Arc::new(document), document_sha256: Sha256::digest(&bytes).into() })
+    }
+
+    /// Makes sure that this version knows every feature that it must know for `purpose`. What reads and writes need not ask; what
+    /// collects garbage does.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when it does not.
+    pub fn ensure_may(&self, purpose: Purpose) -> Result<()> {
+        features::ensure(&self.document.features, purpose)
     }
 
     /// The vault's document.
