@@ -9,6 +9,7 @@ pub mod features;
 mod init;
 pub mod keyring;
 pub mod layout;
+pub mod maps;
 pub mod session;
 pub mod snapshot;
 pub mod store;
@@ -485,5 +486,29 @@ impl StoredObject {
             _ => self.cluster.store().get_range(&self.path, entry.offset..end).await?,
         };
         self.reader.decode(&self.cluster.keys, number, &sealed).map_err(corrupt)
+    }
+
+    /// Fetches, checks and decodes `count` frames from `first` on, one after the other. Nothing is fetched when they decode to
+    /// more than `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`StoredObject::frame`], and when the frames are not there or decode to too much.
+    pub async fn frames(&self, first: u32, count: u32, limit: u64) -> Result<Vec<u8>> {
+        let all = self.reader.frames();
+        let wanted =
+            (first as usize).checked_add(count as usize).and_then(|end| all.get(first as usize..end)).ok_or_else(|| {
+                let why = format!("{}: there are no {count} frames from {first} on", self.path);
+                Error::new(ErrorKind::Corrupt, "object.frame", why)
+            })?;
+        let size: u64 = wanted.iter().map(|frame| u64::from(frame.raw_len)).sum();
+        if size > limit {
+            let why = format!("{}: {count} frames decode to {size} bytes; what they hold has at most {limit}", self.path);
+            return Err(Error::new(ErrorKind::Corrupt, "object.frames", why));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        for number in first..first.saturating_add(count) {
+            bytes.extend_from_slice(&self.frame(number).await?);
+        }
+        Ok(bytes)
     }
 }

@@ -12,9 +12,6 @@ use crate::postgres::RelationFile;
 /// Bytes of a full region.
 pub(super) const REGION: usize = BLOCK * REGION_BLOCKS;
 
-/// Files larger than this are refused: their map would not fit one pack (PostgreSQL's own end at 1 GiB).
-pub(super) const MAX_FILE: u64 = 32 << 30;
-
 /// What became of a region.
 #[derive(Debug)]
 pub(super) enum Placed {
