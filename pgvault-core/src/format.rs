@@ -28,6 +28,9 @@ pub const MAX_FRAME: usize = 4 << 20;
 /// The largest object a writer produces and a reader accepts; one PUT, no multipart.
 pub const MAX_OBJECT: u64 = 64 << 20;
 
+/// The largest file. The map of a larger one might not fit one pack (PostgreSQL's own end at 1 GiB).
+pub const MAX_FILE: u64 = 32 << 30;
+
 /// Stored bytes that do not follow the format.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what}: {why}")]

@@ -5,9 +5,11 @@
 //! answer was lost is settled, and [`layout`] for the names.
 
 pub mod audit;
+pub mod features;
 mod init;
 pub mod keyring;
 pub mod layout;
+pub mod maps;
 pub mod session;
 pub mod snapshot;
 pub mod store;
@@ -29,6 +31,7 @@ use crate::format::document;
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
 use crate::postgres::SystemId;
 use crate::{Error, ErrorKind, Result};
+use features::Purpose;
 use layout::{ClusterName, VAULT_DOCUMENT};
 use store::{Put, Store};
 
@@ -51,7 +54,7 @@ pub struct VaultDocument {
     pub created_at: jiff::Timestamp,
     /// Cipher suite.
     pub suite: String,
-    /// Features that a program must know before it reads, writes or deletes.
+    /// Features that a program must know before it reads, writes or deletes; see [`features`].
     pub features: BTreeMap<String, Vec<String>>,
 }
 
@@ -70,9 +73,18 @@ impl Vault {
     /// The store is probed first: it must refuse to create a name twice.
     ///
     /// # Errors
-    /// When the store overwrites, cannot be reached, or holds a vault of a newer format.
+    /// When the store overwrites, cannot be reached, or holds a vault of a newer format or one that this version must not write
+    /// to.
     pub async fn create(store: Store, env: Env) -> Result<(Self, bool)> {
-        store.probe_create_only(&env).await?;
+        match Self::open(store.clone(), env.clone()).await {
+            Ok(vault) => {
+                vault.ensure_may(Purpose::Write)?;
+                vault.store.probe_create_only(&vault.env).await?;
+                return Ok((vault, false));
+            }
+            Err(error) if error.kind() == ErrorKind::NoVault => store.probe_create_only(&env).await?,
+            Err(error) => return Err(error),
+        }
         let document = VaultDocument {
             format: VAULT_FORMAT.into(),
             major: 1,
@@ -80,7 +92,7 @@ impl Vault {
             vault_id: env.new_id()?,
             created_at: env.now(),
             suite: SUITE.into(),
-            features: ["read", "write", "gc"].into_iter().map(|k| (k.to_owned(), Vec::new())).collect(),
+            features: features::none(),
         };
         let created = match store.put_new(VAULT_DOCUMENT, document::encode(&document)?.into()).await? {
             Put::Created | Put::Same => true,
@@ -89,10 +101,11 @@ impl Vault {
         Ok((Self::open(store, env).await?, created))
     }
 
-    /// Opens a vault.
+    /// Opens a vault. When it has features that this version would have to know to write, nothing can be written through it.
     ///
     /// # Errors
-    /// [`ErrorKind::NoVault`] when there is none, [`ErrorKind::Unsupported`] when it is of a newer format.
+    /// [`ErrorKind::NoVault`] when there is none, [`ErrorKind::Unsupported`] when it is of a newer format, or has features that
+    /// this version would have to know to read.
     pub async fn open(store: Store, env: Env) -> Result<Self> {
         let Some(bytes) = store.get_if_exists(VAULT_DOCUMENT).await? else {
             return Err(Error::new(ErrorKind::NoVault, "vault.none", format!("there is no vault at {}", store.location()))
@@ -110,14 +123,22 @@ impl Vault {
             )
             .with_hint("use the pgvault version that created it, or a newer one"));
         }
-        if let Some(feature) = document.features.values().flatten().next() {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "vault.feature",
-                format!("the vault uses the feature `{feature}`, unknown to this version"),
-            ));
-        }
+        features::ensure(&document.features, Purpose::Read)?;
+        // In the store, where no writer gets past it.
+        let store = match features::ensure(&document.features, Purpose::Write) {
+            Ok(()) => store,
+            Err(refusal) => store.refusing_writes(&refusal),
+        };
         Ok(Self { store, env, document: Arc::new(document), document_sha256: Sha256::digest(&bytes).into() })
+    }
+
+    /// Makes sure that this version knows every feature that it must know for `purpose`. What reads and writes need not ask; what
+    /// collects garbage does.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`] when it does not.
+    pub fn ensure_may(&self, purpose: Purpose) -> Result<()> {
+        features::ensure(&self.document.features, purpose)
     }
 
     /// The vault's document.
@@ -476,5 +497,29 @@ impl StoredObject {
             _ => self.cluster.store().get_range(&self.path, entry.offset..end).await?,
         };
         self.reader.decode(&self.cluster.keys, number, &sealed).map_err(corrupt)
+    }
+
+    /// Fetches, checks and decodes `count` frames from `first` on, one after the other. Nothing is fetched when they decode to
+    /// more than `limit` bytes.
+    ///
+    /// # Errors
+    /// As [`StoredObject::frame`], and when the frames are not there or decode to too much.
+    pub async fn frames(&self, first: u32, count: u32, limit: u64) -> Result<Vec<u8>> {
+        let all = self.reader.frames();
+        let wanted =
+            (first as usize).checked_add(count as usize).and_then(|end| all.get(first as usize..end)).ok_or_else(|| {
+                let why = format!("{}: there are no {count} frames from {first} on", self.path);
+                Error::new(ErrorKind::Corrupt, "object.frame", why)
+            })?;
+        let size: u64 = wanted.iter().map(|frame| u64::from(frame.raw_len)).sum();
+        if size > limit {
+            let why = format!("{}: {count} frames decode to {size} bytes; what they hold has at most {limit}", self.path);
+            return Err(Error::new(ErrorKind::Corrupt, "object.frames", why));
+        }
+        let mut bytes = Vec::with_capacity(usize::try_from(size).unwrap_or(0));
+        for number in first..first.saturating_add(count) {
+            bytes.extend_from_slice(&self.frame(number).await?);
+        }
+        Ok(bytes)
     }
 }

@@ -15,9 +15,6 @@ use crate::{Error, ErrorKind};
 /// Bytes of a full region.
 pub(super) const REGION: usize = BLOCK * REGION_BLOCKS;
 
-/// Files larger than this are refused: their map would not fit one pack (PostgreSQL's own end at 1 GiB).
-pub(super) const MAX_FILE: u64 = 32 << 30;
-
 /// A part of the source cannot be read: trouble of the source, not of pgvault.
 pub(super) fn unreadable(doing: &str, path: &Path, error: io::Error) -> Error {
     Error::new(ErrorKind::Source, "source.file", format!("{doing} {}: {error}", path.display())).with_source(error)

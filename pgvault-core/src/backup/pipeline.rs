@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 
-use super::file::{FileTask, MAX_FILE};
+use super::file::FileTask;
 use super::packer::{FinishedPack, Packer};
 use super::worker::{self, Failure, Job, PageRules, Shared};
 use crate::crypto::sealed::FrameEncoder;
+use crate::format::MAX_FILE;
 use crate::format::file_table::FileEntry;
 use crate::format::map::FileMap;
 use crate::format::object::Kind;

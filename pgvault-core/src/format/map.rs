@@ -3,7 +3,7 @@
 //! A map is complete for its file, so a snapshot restores without reading any other snapshot. It names packs by their
 //! own ids in a table of its own: an unchanged file's map can be referenced by later snapshots as it is.
 
-use super::{BLOCK, Cursor, FormatError, REGION_BLOCKS, put_varint};
+use super::{BLOCK, Cursor, FormatError, MAX_FILE, REGION_BLOCKS, put_varint};
 
 /// A pack's identity: the bytes of its ULID.
 pub type PackId = [u8; 16];
@@ -58,6 +58,21 @@ impl FileMap {
         bytes.div_ceil(BLOCK as u64)
     }
 
+    /// The most bytes that the map of a file of `file_len` bytes has: two counts, and for each block a pack of its own (16), an
+    /// extent of its own (11: numbers up to 32 blocks, 2^22 packs, 2^32 frames, 32 slots) and a digest (8).
+    ///
+    /// # Errors
+    /// When no file is that long.
+    pub fn max_len(file_len: u64) -> Result<u64, FormatError> {
+        if file_len > MAX_FILE {
+            return Err(FormatError::unsupported(
+                "file map",
+                format!("is of a file of {file_len} bytes; the format ends at {MAX_FILE}"),
+            ));
+        }
+        Ok(10 + Self::blocks_for(file_len) * (16 + 11 + BLOCK_DIGEST as u64))
+    }
+
     /// Blocks covered by the extents.
     pub fn blocks(&self) -> u64 {
         self.extents.iter().map(|e| u64::from(e.blocks())).sum()
@@ -88,18 +103,31 @@ impl FileMap {
         out
     }
 
-    /// Reads the map of a file of `file_len` bytes.
+    /// Reads the map of a file of `file_len` bytes. What is returned takes at most 44 bytes for each block of the file, and at
+    /// most 20 for each byte of the map.
     ///
     /// # Errors
-    /// When the extents do not cover the file exactly, leave their frame, or a digest is missing.
+    /// When the map is longer than [`FileMap::max_len`], the extents do not cover the file exactly, leave their frame, or a
+    /// digest is missing.
     pub fn parse(bytes: &[u8], file_len: u64) -> Result<Self, FormatError> {
         let mut cursor = Cursor::new("file map", bytes);
+        if bytes.len() as u64 > Self::max_len(file_len)? {
+            return Err(cursor.error(format!("has {} bytes, too many for a file of {file_len} bytes", bytes.len())));
+        }
+        // Every pack is named for a block, and every extent covers one.
+        let blocks = Self::blocks_for(file_len);
         let count = cursor.count(16)?;
+        if count as u64 > blocks {
+            return Err(cursor.error(format!("names {count} packs for {blocks} blocks")));
+        }
         let mut packs = Vec::with_capacity(count);
         for _ in 0..count {
             packs.push(cursor.array()?);
         }
         let count = cursor.count(1)?;
+        if count as u64 > blocks {
+            return Err(cursor.error(format!("has {count} extents for {blocks} blocks")));
+        }
         let mut extents = Vec::with_capacity(count);
         let (mut covered, mut stored) = (0u64, 0u64);
         for _ in 0..count {
@@ -149,7 +177,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn maps_round_trip(extents in prop::collection::vec(extent(), 0..100), short in 0u64..8192) {
+        fn maps_round_trip(mut extents in prop::collection::vec(extent(), 0..100), short in 0u64..8192) {
+            // As many blocks as packs.
+            extents.push(Extent::Zero { blocks: 4 });
             let stored: usize = extents.iter().map(|e| match e { Extent::Stored { blocks, .. } => *blocks as usize, Extent::Zero { .. } => 0 }).sum();
             let map = FileMap { packs: vec![[9; 16]; 4], extents, digests: vec![[3; 8]; stored] };
             let len = (map.blocks() * BLOCK as u64).saturating_sub(short);

@@ -13,14 +13,14 @@ use crate::crypto::slot::SlotDocument;
 use crate::format::document;
 use crate::format::file_table::{FileEntry, MapPlace, Node};
 use crate::format::map::{Extent, FileMap, PackId};
-use crate::format::object::Kind;
 use crate::format::pack_table::PackRef;
 use crate::format::{BLOCK, FormatError};
 use crate::postgres::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFileName};
 use crate::progress::SharedProgress;
+use crate::vault::maps::MapReader;
 use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
 use crate::vault::store::ObjectInfo;
-use crate::vault::{Cluster, StoredObject, audit, layout};
+use crate::vault::{Cluster, audit, layout};
 use crate::wal::catalog::Catalog;
 use crate::wal::object::{self, WalName};
 use crate::{Error, ErrorKind, Result};
@@ -263,7 +263,7 @@ impl Checker<'_> {
         }
         let packs = snapshot.packs().await?;
         let known: BTreeSet<PackId> = packs.iter().map(|p| p.id).collect();
-        let mut open: Option<(PackId, StoredObject)> = None;
+        let mut maps = MapReader::new(self.cluster);
         let (mut files, mut bytes) = (0u64, 0u64);
         let mut table = snapshot.files();
         while let Some(entries) = table.next_chunk().await? {
@@ -272,7 +272,7 @@ impl Checker<'_> {
                     files += 1;
                     bytes = bytes.saturating_add(*len);
                 }
-                if let Some(map) = self.map(&entry, &known, &mut open).await? {
+                if let Some(map) = self.map(&entry, &known, &mut maps).await? {
                     self.extents(&entry, &map, &known)?;
                 }
             }
@@ -303,41 +303,20 @@ impl Checker<'_> {
         }
     }
 
-    async fn map(
-        &self,
-        entry: &FileEntry,
-        known: &BTreeSet<PackId>,
-        open: &mut Option<(PackId, StoredObject)>,
-    ) -> Result<Option<FileMap>> {
+    async fn map(&self, entry: &FileEntry, known: &BTreeSet<PackId>, maps: &mut MapReader<'_>) -> Result<Option<FileMap>> {
         let Node::File { len, map } = &entry.node else { return Ok(None) };
-        let corrupt = |e: crate::format::FormatError| Error::from(e).context(&entry.path);
-        match map {
-            MapPlace::Inline(bytes) => FileMap::parse(bytes, *len).map(Some).map_err(corrupt),
-            MapPlace::Frames { pack, first, count } => {
-                let name = layout::pack(Ulid::from_bytes(*pack));
-                if !known.contains(pack) {
-                    return Err(Error::new(
-                        ErrorKind::Corrupt,
-                        "map.pack",
-                        format!("{}: its map lies in {name}, which the manifest does not list", entry.path),
-                    ));
-                }
-                // A damaged or missing pack is reported as itself.
-                if self.damaged.contains(&name) || !self.objects.contains_key(&name) {
-                    return Ok(None);
-                }
-                if open.as_ref().is_none_or(|(id, _)| id != pack) {
-                    *open = Some((*pack, self.cluster.open(Kind::Meta, &name, None).await?));
-                }
-                let mut bytes = Vec::new();
-                if let Some((_, object)) = open {
-                    for frame in *first..first.saturating_add(*count) {
-                        bytes.extend_from_slice(&object.frame(frame).await?);
-                    }
-                }
-                FileMap::parse(&bytes, *len).map(Some).map_err(corrupt)
+        if let MapPlace::Frames { pack, .. } = map {
+            let name = layout::pack(Ulid::from_bytes(*pack));
+            if !known.contains(pack) {
+                let why = format!("{}: its map lies in {name}, which the manifest does not list", entry.path);
+                return Err(Error::new(ErrorKind::Corrupt, "map.pack", why));
+            }
+            // A damaged or missing pack is reported as itself.
+            if self.damaged.contains(&name) || !self.objects.contains_key(&name) {
+                return Ok(None);
             }
         }
+        maps.read(map, *len).await.map(Some).map_err(|e| e.context(&entry.path))
     }
 
     fn extents(&self, entry: &FileEntry, map: &FileMap, known: &BTreeSet<PackId>) -> Result<()> {

@@ -349,7 +349,11 @@ impl Planner<'_> {
         let size = self.catalog.segment_size;
         let last = objects.last()?;
         let start = last.segment_number(size).ok()?.start(size);
-        (start > end).then(|| format!("there is WAL again at {start}, behind a gap"))
+        let again = match objects.hole(last) {
+            Some((_, to)) => start.advance(to.into()),
+            None => start,
+        };
+        (again > end).then(|| format!("there is WAL again at {again}, behind a gap"))
     }
 
     /// True when a record begins exactly at `lsn`.

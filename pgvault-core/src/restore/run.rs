@@ -16,13 +16,13 @@ use super::delta::{self, UNFINISHED, Wanted};
 use super::files::{self, BATCH_EXTENTS, Batch, TargetFile, Writer};
 use super::plan::Plan;
 use super::recovery::{self, RestoreCommand, TargetAction};
-use crate::format::file_table::{FileEntry, MapPlace, Node};
-use crate::format::map::{FileMap, PackId};
-use crate::format::object::Kind;
+use crate::format::file_table::{FileEntry, Node};
+use crate::format::map::PackId;
 use crate::format::pack_table::PackRef;
 use crate::postgres::{TablespaceMap, TablespaceMapEntry, invalidate_checkpoint};
 use crate::progress::SharedProgress;
-use crate::vault::{Cluster, StoredObject, audit, layout, lost};
+use crate::vault::maps::MapReader;
+use crate::vault::{Cluster, audit};
 use crate::{Error, ErrorKind, Result};
 
 const CONTROL: &str = "global/pg_control";
@@ -100,7 +100,7 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     if options.delta {
         remove_strangers(plan, &options.pgdata, &locations).await?;
     }
-    let mut maps = MapReader { cluster, open: None };
+    let mut maps = MapReader::new(cluster);
     let mut batch = Batch::default();
     let mut files = plan.snapshot.files();
     while let Some(entries) = files.next_chunk().await? {
@@ -264,7 +264,7 @@ async fn place(
             std::os::unix::fs::symlink(location, &path).map_err(|e| Error::io("link", &path, e))?;
         }
         Node::File { len, map } => {
-            let map = maps.read(map, *len).await?;
+            let map = maps.read(map, *len).await.map_err(|e| e.context(&entry.path))?;
             let mut exists = options.delta && path.symlink_metadata().is_ok_and(|m| m.is_file());
             if exists && path.symlink_metadata().is_ok_and(|m| m.nlink() > 1) {
                 // Another name of the same file, a safety copy perhaps, must not change with it.
@@ -274,7 +274,7 @@ async fn place(
             let target = TargetFile { name: entry.path.clone(), path: path.clone(), len: *len };
             let number = batch.add_file(target);
             if exists {
-                let (digest, len, mode, map) = (maps.cluster.keys().digest().clone(), *len, mode, map);
+                let (digest, len, mode, map) = (maps.cluster().keys().digest().clone(), *len, mode, map);
                 let compared =
                     tokio::task::spawn_blocking(move || delta::differing(&path, len, mode, &map, &digest).map(|d| (d, map)));
                 let (differing, map) = compared.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
@@ -295,35 +295,6 @@ async fn place(
         }
     }
     Ok(())
-}
-
-/// Reads file maps; consecutive ones lie in the same pack, so the open one is kept.
-struct MapReader<'a> {
-    cluster: &'a Cluster,
-    open: Option<(PackId, StoredObject)>,
-}
-
-impl MapReader<'_> {
-    async fn read(&mut self, place: &MapPlace, len: u64) -> Result<FileMap> {
-        match place {
-            MapPlace::Inline(bytes) => Ok(FileMap::parse(bytes, len)?),
-            MapPlace::Frames { pack, first, count } => {
-                if self.open.as_ref().is_none_or(|(open, _)| open != pack) {
-                    let name = layout::pack(ulid::Ulid::from_bytes(*pack));
-                    let opened = self.cluster.open(Kind::Meta, &name, None).await;
-                    let object = opened.map_err(|e| lost(&self.cluster.path(&name), e))?;
-                    self.open = Some((*pack, object));
-                }
-                let mut bytes = Vec::new();
-                if let Some((_, object)) = &self.open {
-                    for frame in *first..first.saturating_add(*count) {
-                        bytes.extend_from_slice(&object.frame(frame).await?);
-                    }
-                }
-                Ok(FileMap::parse(&bytes, len)?)
-            }
-        }
-    }
 }
 
 /// Writes what recovery needs, makes everything durable, and only then lets the directory be started.

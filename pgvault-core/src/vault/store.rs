@@ -66,6 +66,8 @@ pub struct Store {
     options: StoreOptions,
     /// The directory, for a store that is one.
     directory: Option<std::path::PathBuf>,
+    /// Why nothing may be written.
+    refusal: Option<Arc<str>>,
 }
 
 impl fmt::Debug for Store {
@@ -77,7 +79,7 @@ impl fmt::Debug for Store {
 impl Store {
     /// A store over any backend. `location` is its address for messages.
     pub fn new(inner: Arc<dyn ObjectStore>, location: impl Into<String>, options: StoreOptions) -> Self {
-        Self { inner, location: location.into(), options, directory: None }
+        Self { inner, location: location.into(), options, directory: None, refusal: None }
     }
 
     /// A store that lives as long as the process.
@@ -116,6 +118,19 @@ impl Store {
         }
     }
 
+    /// The same place, where creating and deleting fails with what `refusal` says.
+    #[must_use]
+    pub(super) fn refusing_writes(self, refusal: &Error) -> Self {
+        Self { refusal: Some(refusal.to_string().into()), ..self }
+    }
+
+    fn ensure_writable(&self) -> Result<()> {
+        match &self.refusal {
+            None => Ok(()),
+            Some(why) => Err(Error::new(ErrorKind::Unsupported, "vault.feature", why.to_string()).with_hint("use a newer pgvault")),
+        }
+    }
+
     /// The address, for messages.
     pub fn location(&self) -> &str {
         &self.location
@@ -148,6 +163,7 @@ impl Store {
     /// [`ErrorKind::Storage`] when the store keeps failing: the object may or may not exist then, and the same call with
     /// the same bytes may be repeated.
     pub async fn put_new(&self, name: &str, bytes: Bytes) -> Result<Put> {
+        self.ensure_writable()?;
         let path = Path::from(name);
         let mut failure = None;
         // An earlier attempt may have been carried out although it was reported as failed.
@@ -320,6 +336,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::Immutable`] when the store refuses.
     pub async fn delete(&self, name: &str) -> Result<()> {
+        self.ensure_writable()?;
         match self.retried("delete", name, || async { self.inner.delete(&Path::from(name)).await }).await {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),

@@ -49,6 +49,16 @@ impl TimelineObjects {
         }
     }
 
+    /// Bytes of `segment` that are there behind a hole in it: where the hole begins and where it ends.
+    pub fn hole(&self, segment: SegmentName) -> Option<(u32, u32)> {
+        if self.segments.contains(&segment) {
+            return None;
+        }
+        let end = self.chain(segment).last().map_or(0, |(_, to)| *to);
+        let behind = self.parts.get(&segment)?.iter().map(|(from, _)| *from).filter(|from| *from > end).min()?;
+        Some((end, behind))
+    }
+
     /// Every segment of which anything is there, in order.
     pub fn present(&self) -> BTreeSet<SegmentName> {
         self.segments.iter().chain(self.parts.keys()).copied().collect()
@@ -200,6 +210,13 @@ impl Catalog {
                     gaps.push(Gap { timeline: *timeline, from, to: start });
                 }
                 expected = Some(start.advance(objects.covered(segment, size)));
+                if let Some((from, to)) = objects.hole(segment) {
+                    let (from, to) = (start.advance(from.into()), start.advance(to.into()));
+                    // A gap that goes on into the next segment is told there, from the same place.
+                    if objects.last() == Some(segment) {
+                        gaps.push(Gap { timeline: *timeline, from, to });
+                    }
+                }
             }
         }
         gaps

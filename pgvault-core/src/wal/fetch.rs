@@ -84,8 +84,10 @@ async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Opti
         let mut bytes = Vec::new();
         for (from, to) in own.chain(segment) {
             let (_, part) = object::read(cluster, WalName::Part { segment, from, to }).await?;
-            bytes.truncate(from as usize);
-            bytes.extend_from_slice(&part);
+            splice(&mut bytes, from, &part).map_err(|why| {
+                Error::new(ErrorKind::Corrupt, "wal.diverged", format!("{segment}: the part from {from:#X} on {why}"))
+                    .with_hint("two servers have written this segment; `pgvault check` names the objects")
+            })?;
         }
         // Zeroes are what PostgreSQL finds behind the end of WAL.
         bytes.resize(usize::try_from(size.bytes()).unwrap_or(usize::MAX), 0);
@@ -102,6 +104,17 @@ async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Opti
                 .with_hint("recovery cannot cross the gap; restore to a point before it, or from a backup taken after it"))
         }
     }
+}
+
+/// Appends a part, which may overlap with what is there but must not differ from it.
+fn splice(bytes: &mut Vec<u8>, from: u32, part: &[u8]) -> std::result::Result<(), &'static str> {
+    let known = bytes.get(from as usize..).ok_or("leaves a hole")?;
+    let shared = known.len().min(part.len());
+    if known.get(..shared) != part.get(..shared) {
+        return Err("differs from the part before it where they overlap");
+    }
+    bytes.extend_from_slice(part.get(shared..).unwrap_or_default());
+    Ok(())
 }
 
 /// WAL that recovery would reach through `segment`, if there is any.
