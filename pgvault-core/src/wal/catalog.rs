@@ -275,3 +275,43 @@ pub async fn read_history(cluster: &Cluster, timeline: TimelineId) -> Result<Opt
         Err(error) => Err(error),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn catalog(parts: &[(&str, &[(u32, u32)])], whole: &[&str]) -> Catalog {
+        let mut objects = TimelineObjects::default();
+        for (segment, ranges) in parts {
+            let _ = objects.parts.insert(segment.parse().unwrap(), ranges.iter().copied().collect());
+        }
+        objects.segments = whole.iter().map(|segment| segment.parse().unwrap()).collect();
+        let segment_size = (1u32 << 20).try_into().unwrap();
+        Catalog { segment_size, timelines: [(TimelineId(1), objects)].into(), histories: BTreeMap::new() }
+    }
+
+    const EIGHT: &str = "000000010000000000000008";
+    const NINE: &str = "000000010000000000000009";
+
+    fn gaps(catalog: &Catalog) -> Vec<(u64, u64)> {
+        catalog.gaps().iter().map(|gap| (gap.from.0, gap.to.0)).collect()
+    }
+
+    /// R4: what is missing inside the open segment is a gap like any other.
+    #[test]
+    fn r4_a_hole_between_parts_is_a_gap() {
+        let whole = catalog(&[(NINE, &[(0, 100), (100, 300), (250, 400)])], &[EIGHT]);
+        assert_eq!(gaps(&whole), []);
+        let history = TimelineHistory::root(TimelineId(1));
+        assert_eq!(whole.contiguous_end(&history, Lsn(0x80_0000)), Lsn(0x90_0000 + 400));
+
+        let holed = catalog(&[(NINE, &[(0, 100), (200, 300)])], &[EIGHT]);
+        assert_eq!(gaps(&holed), [(0x90_0000 + 100, 0x90_0000 + 200)]);
+        assert_eq!(holed.contiguous_end(&history, Lsn(0x80_0000)), Lsn(0x90_0000 + 100));
+        let headless = catalog(&[(NINE, &[(200, 300)])], &[EIGHT]);
+        assert_eq!(gaps(&headless), [(0x90_0000, 0x90_0000 + 200)]);
+        // One that the next segment follows is told once.
+        let followed = catalog(&[(EIGHT, &[(0, 100), (200, 300)])], &[NINE]);
+        assert_eq!(gaps(&followed), [(0x80_0000 + 100, 0x90_0000)]);
+    }
+}

@@ -200,6 +200,17 @@ mod tests {
     use crate::vault::store::Store;
     use crate::wal::push;
 
+    #[test]
+    fn parts_may_overlap_but_not_differ() {
+        let mut bytes = b"abcd".to_vec();
+        splice(&mut bytes, 2, b"cdef").unwrap();
+        splice(&mut bytes, 4, b"e").unwrap();
+        assert_eq!(bytes, b"abcdef");
+        assert!(splice(&mut bytes, 5, b"Fg").unwrap_err().contains("differs"));
+        assert!(splice(&mut bytes, 7, b"h").unwrap_err().contains("hole"));
+        assert_eq!(bytes, b"abcdef");
+    }
+
     /// A promotion from timeline 1 asks for `00000001.history`; taken for damage, it would stop the server.
     #[tokio::test]
     async fn the_first_timeline_has_no_history_and_any_other_with_wal_must() {
