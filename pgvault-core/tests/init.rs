@@ -299,6 +299,59 @@ fn the_last_slot_is_the_last_whatever_lost_races_left() {
     });
 }
 
+/// Two operators revoke different slots of the last two at the same moment, at any interleaving: one stays.
+#[test]
+fn revocations_at_the_same_moment_leave_a_slot() {
+    runtime().block_on(async {
+        let keys = [Key::identity(), Key::identity()];
+        let name = cluster_name();
+        let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
+        let (vault, _) = Vault::create(patient(memory.clone()), Env::default()).await.unwrap();
+        assert!(vault.create_cluster(&name, &keys.clone().map(|key| key.wrap())).await.unwrap());
+        let slots: Vec<Ulid> = vault.slots(&name).await.unwrap().iter().map(|slot| slot.key_id).collect();
+        let base = objects_of(&*memory).await;
+        let open = async |inner: Arc<dyn ObjectStore>| {
+            let vault = Vault::open(patient(inner), Env::default()).await.unwrap();
+            vault.unlock(&name, &keys[0].unlock()).await.unwrap()
+        };
+        let alone = FaultyStore::new(from_objects(&base).await);
+        let cluster = open(Arc::new(alone.clone())).await;
+        alone.heal();
+        keyring::revoke(&cluster, slots[0]).await.unwrap();
+        let mut outcomes = BTreeSet::new();
+        for hold in 1..=alone.calls().len() {
+            let healthy = from_objects(&base).await;
+            let faulty = FaultyStore::new(healthy.clone());
+            let (first, second) = (open(Arc::new(faulty.clone())).await, open(healthy.clone()).await);
+            faulty.heal();
+            faulty.hold(hold);
+            let id = slots[0];
+            let waiting = tokio::spawn(async move { keyring::revoke(&first, id).await });
+            faulty.held().await;
+            let in_between = keyring::revoke(&second, slots[1]).await;
+            faulty.release();
+            let waited = waiting.await.unwrap();
+            let left = second.vault().slots(&name).await.unwrap();
+            assert!(!left.is_empty(), "held at {hold}: {waited:?}, {in_between:?}: every slot is gone");
+            for said in [&waited, &in_between] {
+                let code = said.as_ref().err().map(pgvault_core::Error::code);
+                assert!(matches!(code, None | Some("key.last" | "key.revoked_elsewhere")), "held at {hold}: {said:?}");
+            }
+            let opens = [&keys[0], &keys[1]].map(Key::unlock);
+            let vault = Vault::open(patient(healthy.clone()), Env::default()).await.unwrap();
+            let mut open = None;
+            for unlock in &opens {
+                open = vault.unlock(&name, unlock).await.ok().or(open);
+            }
+            let options = CheckOptions { sizes_only: false, progress: Arc::new(Silent) };
+            let report = check(&open.unwrap(), &options).await.unwrap();
+            assert!(report.findings.is_empty(), "held at {hold}: {:?}", report.findings);
+            let _ = outcomes.insert((waited.is_ok(), in_between.is_ok()));
+        }
+        assert!(outcomes.len() > 1, "{outcomes:?}");
+    });
+}
+
 /// The document that names the master key: changed, exchanged or deleted, it never leads to another key.
 #[test]
 fn a_changed_cluster_document_opens_nothing() {

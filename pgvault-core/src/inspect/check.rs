@@ -341,8 +341,8 @@ impl Checker<'_> {
     async fn records(&mut self, backups: &[Manifest]) -> Result<()> {
         let there: BTreeSet<Ulid> = self.names(layout::dir::SNAP).iter().filter_map(|name| layout::id_of(name)).collect();
         let slots = std::mem::take(&mut self.slots);
-        let (mut committed, mut expired, mut added, mut revoked) =
-            (BTreeSet::new(), BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut committed, mut expired, mut added) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let mut revocations: BTreeMap<Ulid, i64> = BTreeMap::new();
         for name in self.names(layout::dir::AUDIT) {
             if self.damaged.contains(&name) {
                 continue;
@@ -369,10 +369,18 @@ impl Checker<'_> {
                 audit::Event::BackupCommitted { backup_id } => committed.insert(backup_id),
                 audit::Event::BackupExpired { backup_id } => expired.insert(backup_id),
                 audit::Event::KeyAdded { key_id } => added.insert(key_id),
-                audit::Event::KeyRevoked { key_id } => revoked.insert(key_id),
+                audit::Event::KeyRevoked { key_id } => {
+                    *revocations.entry(key_id).or_default() += 1;
+                    true
+                }
+                audit::Event::RevocationWithdrawn { key_id } => {
+                    *revocations.entry(key_id).or_default() -= 1;
+                    true
+                }
                 audit::Event::EpochStarted { .. } | audit::Event::Restored { .. } | audit::Event::Unknown => false,
             };
         }
+        let revoked: BTreeSet<Ulid> = revocations.into_iter().filter(|(_, count)| *count > 0).map(|(id, _)| id).collect();
         for id in committed.difference(&expired).filter(|id| !there.contains(id)) {
             self.report.error(
                 self.cluster.path(&layout::snapshot(*id)),

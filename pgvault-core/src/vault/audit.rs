@@ -2,12 +2,16 @@
 //!
 //! The records also let `check` notice a manifest that vanished: a commit that is recorded, with no record of its expiry.
 
+use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
 use super::{Cluster, layout};
 use crate::format::object::Kind;
 use crate::{Error, ErrorKind, Result};
+
+/// Records read at once.
+const PARALLEL: usize = 8;
 
 /// What happened.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,8 +37,13 @@ pub enum Event {
         /// The slot.
         key_id: Ulid,
     },
-    /// A key slot was removed.
+    /// A key slot is going to be removed: written before it is.
     KeyRevoked {
+        /// The slot.
+        key_id: Ulid,
+    },
+    /// A removal that was announced does not happen: others would have left no slot.
+    RevocationWithdrawn {
         /// The slot.
         key_id: Ulid,
     },
@@ -104,19 +113,25 @@ pub async fn read(cluster: &Cluster, name: &str) -> Result<Record> {
     }
 }
 
-/// True when there is a record for which `wanted` holds. Records that cannot be read are passed over; `check` names them.
+/// Every record that can be read, in the order of writing; `check` names the others.
 ///
 /// # Errors
 /// When the store fails.
-pub async fn any(cluster: &Cluster, wanted: impl Fn(&Event) -> bool) -> Result<bool> {
-    for object in cluster.store().list(&cluster.path(layout::dir::AUDIT)).await? {
-        let Some(id) = layout::id_of(&object.name) else { continue };
-        match read(cluster, &layout::audit(id)).await {
-            Ok(record) if wanted(&record.event) => return Ok(true),
-            Ok(_) => {}
-            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound) => {}
-            Err(error) => return Err(error),
-        }
+pub async fn all(cluster: &Cluster) -> Result<Vec<Record>> {
+    let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
+    let ids: Vec<Ulid> = listed.iter().filter_map(|object| layout::id_of(&object.name)).collect();
+    let mut reading = stream::iter(ids)
+        .map(|id| async move {
+            match read(cluster, &layout::audit(id)).await {
+                Ok(record) => Ok(Some(record)),
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound) => Ok(None),
+                Err(error) => Err(error),
+            }
+        })
+        .buffered(PARALLEL);
+    let mut records = Vec::new();
+    while let Some(record) = reading.next().await {
+        records.extend(record?);
     }
-    Ok(false)
+    Ok(records)
 }

@@ -1,5 +1,7 @@
 //! Adding and revoking ways into a cluster. Slots are rewritten, data never.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use ulid::Ulid;
 
 use super::audit::{self, Event};
@@ -26,7 +28,7 @@ pub async fn add(cluster: &Cluster, wrap: &Wrap, label: &str) -> Result<SlotDocu
 /// # Errors
 /// When the store fails.
 pub async fn record_creation(cluster: &Cluster) -> Result<bool> {
-    if audit::any(cluster, |event| matches!(event, Event::ClusterCreated { .. })).await? {
+    if audit::all(cluster).await?.iter().any(|record| matches!(record.event, Event::ClusterCreated { .. })) {
         return Ok(false);
     }
     let slots = own_slots(cluster).await?;
@@ -43,6 +45,9 @@ async fn own_slots(cluster: &Cluster) -> Result<Vec<SlotDocument>> {
 
 /// Removes a slot. The last one cannot be removed: nothing could ever be read again.
 ///
+/// Two that remove different slots at the same moment must not leave none. So each first announces its own in the audit log
+/// and then looks what the others announced: at least one of them sees the other.
+///
 /// This takes away a way in for the future. Whoever opened the slot before, or kept a copy of it, knows the master key.
 ///
 /// # Errors
@@ -58,7 +63,32 @@ pub async fn revoke(cluster: &Cluster, key_id: Ulid) -> Result<()> {
             .with_hint("add another key first with `pgvault key add`"));
     }
     audit::record(cluster, Event::KeyRevoked { key_id }).await?;
+    let going = announced(cluster).await?;
+    if own_slots(cluster).await?.iter().all(|s| s.key_id == key_id || going.contains(&s.key_id)) {
+        audit::record(cluster, Event::RevocationWithdrawn { key_id }).await?;
+        let others: Vec<String> = going.iter().filter(|id| **id != key_id).map(ToString::to_string).collect();
+        return Err(Error::new(
+            ErrorKind::Conflict,
+            "key.revoked_elsewhere",
+            format!("without {key_id}, {} would have no key slot: {} is being revoked too", cluster.name(), others.join(", ")),
+        )
+        .with_hint("see `pgvault key list`, add another key, or finish the other revocation"));
+    }
     cluster.store().delete(&layout::key_slot(cluster.name(), key_id)).await
+}
+
+/// Slots whose removal was announced and not withdrawn.
+async fn announced(cluster: &Cluster) -> Result<BTreeSet<Ulid>> {
+    // Counted, because several may announce the same slot, and one of them withdraw.
+    let mut counts: BTreeMap<Ulid, i64> = BTreeMap::new();
+    for record in audit::all(cluster).await? {
+        match record.event {
+            Event::KeyRevoked { key_id } => *counts.entry(key_id).or_default() += 1,
+            Event::RevocationWithdrawn { key_id } => *counts.entry(key_id).or_default() -= 1,
+            _ => {}
+        }
+    }
+    Ok(counts.into_iter().filter(|(_, count)| *count > 0).map(|(id, _)| id).collect())
 }
 
 /// Replaces the slot `old` by a new one: the new slot is stored before the old is removed, so a crash between leaves both.
