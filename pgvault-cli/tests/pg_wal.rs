@@ -321,7 +321,7 @@ fn stream_acknowledges_only_what_is_stored_and_lets_the_server_stop() {
         before = told;
         lsn(&server, "pg_current_wal_lsn()").0 > start.0 + 3 * MIB16
     });
-    assert!(looks > 20 && moved > 2, "{looks} looks, moved {moved} times");
+    assert!(looks >= 4 && moved >= 2, "{looks} looks, moved {moved} times");
 
     // R2, R3: killed in the middle of it, the next one goes on without a hole.
     stream.kill9();
