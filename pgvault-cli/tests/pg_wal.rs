@@ -217,7 +217,7 @@ fn fetches(site: &Site, names: &[String]) {
 
 /// R7, H4: a server in recovery that cannot get its WAL stops; it never takes trouble for the end of the archive.
 #[test]
-fn r7_a_server_in_recovery_stops_and_does_not_promote_when_the_vault_is_in_trouble() {
+fn r7_h4_a_server_in_recovery_stops_and_does_not_promote_when_the_vault_is_in_trouble() {
     let site = Site::new();
     let server = site.start(site.cluster("main").config(site.archiving()));
     let _ = sql(&server, "create table t(id int)");
