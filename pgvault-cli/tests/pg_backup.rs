@@ -20,6 +20,12 @@ const SOURCES: [&str; 2] = ["local", "remote"];
 /// Names that break what splits on spaces, quotes, slashes or line ends (T25).
 const HOSTILE: [&str; 4] = ["a \\ = [b] # \"c\" 'd' $e %f", "zwölf; drop -- \u{1F418}", "line\nend\ttab", "..%2F..*?{}"];
 
+/// Since 19, no role and no database has a line end in its name.
+fn hostile(site: &Site) -> Vec<String> {
+    let end = if site.install.version().major() < 19 { "\n" } else { "\u{b}" };
+    HOSTILE.iter().map(|name| name.replace('\n', end)).collect()
+}
+
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
@@ -67,8 +73,8 @@ fn t19_t25_t26_tablespaces_hostile_names_unlogged_and_temporary_relations() {
         "create unlogged table u(id serial primary key, pad text); insert into u(pad) select md5(g::text) from generate_series(1, 3000) g; checkpoint",
     );
     let _ = sql(&server, "create unlogged table u2(id int) tablespace ts0; insert into u2 values (1)");
-    for name in HOSTILE {
-        let name = quoted(name);
+    for name in hostile(&site) {
+        let name = quoted(&name);
         let _ = sql(
             &server,
             &format!(
@@ -144,9 +150,9 @@ fn t19_t25_t26_tablespaces_hostile_names_unlogged_and_temporary_relations() {
             "insert into u(pad) values ('again'); insert into u2 values (2); create table n(id int) tablespace ts2; insert into n values (1)",
         );
         assert_eq!(sql(&restored, "select count(*) from u where id > 0"), "1");
-        for name in HOSTILE {
-            let own = quoted(name);
-            assert_eq!(restored.psql_in(name, &format!("select sum({own}) from {own}")).unwrap(), "3", "{name}");
+        for name in hostile(&site) {
+            let own = quoted(&name);
+            assert_eq!(restored.psql_in(&name, &format!("select sum({own}) from {own}")).unwrap(), "3", "{name}");
             assert_eq!(sql(&restored, &format!("select count(*) from {own}.{own}")), "0");
         }
         // Of six databases once is enough.

@@ -116,7 +116,7 @@ impl Test {
         }
         steps.step(&format!("tests, PostgreSQL {version}"), || {
             let mut tests = cargo();
-            tests.args(["test", "--workspace"]);
+            tests.args(["test", "--workspace", "--no-fail-fast"]);
             run(self.with_server(&mut tests, version, &folder))
         });
         Ok(())
@@ -127,7 +127,7 @@ impl Test {
         println!("testing against {}", postgres::version_line(&folder)?);
         steps.step(&format!("tests, PostgreSQL {version}"), || {
             let mut tests = cargo();
-            tests.args(["test", "--workspace", "--test", "pg_*"]);
+            tests.args(["test", "--workspace", "--no-fail-fast", "--test", "pg_*"]);
             run(self.with_server(&mut tests, version, &folder))
         });
         Ok(())

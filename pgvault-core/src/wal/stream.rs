@@ -12,7 +12,7 @@
 //! everything received, this process therefore stores the open segment as a part and confirms it, so that a stop takes
 //! a PUT and not a timeout; when the store is down, it lets the server go.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -38,6 +38,9 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a stopping server waits for an answer that does not confirm everything, and how many it gets.
 const ANSWER_AFTER: Duration = Duration::from_millis(400);
 const ANSWERS: u32 = 5;
+
+/// Holes in the vault's WAL that the server is asked to fill, the newest; older ones are of less and less use.
+const HOLES: usize = 8;
 
 /// Wait between a lost connection and the next attempt.
 const RECONNECT: Duration = Duration::from_secs(2);
@@ -109,18 +112,17 @@ pub enum StreamEvent {
 /// # Errors
 /// Only what trying again cannot help: a foreign server, another server on the same timeline, a refused login.
 pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>) -> Result<()> {
-    let mut asked = Lsn::INVALID;
-    let mut lost = None;
+    let mut server = Learnt::default();
     loop {
         // The session itself watches `stop`, so that it can store and confirm what it has received.
-        let outcome = session(cluster, options, stop.clone(), lost, &mut asked).await;
+        let outcome = session(cluster, options, stop.clone(), &mut server).await;
         let says = |error: &Error, state| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
         match outcome {
             Ok(()) => return Ok(()),
-            Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && lost.is_none() => lost = Some(asked),
+            Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && server.lost.is_none_or(|lost| server.asked > lost) => {
+                server.lost = Some(server.asked);
+            }
             Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
-                // The server reports an error before it lets go of the slot; that the slot is in use changes nothing.
-                lost = lost.filter(|_| says(&error, sqlstate::OBJECT_IN_USE));
                 tell(options, StreamEvent::Interrupted { reason: error.to_string() });
                 tokio::select! {
                     () = tokio::time::sleep(RECONNECT) => {}
@@ -144,29 +146,31 @@ fn tell(options: &StreamOptions, event: StreamEvent) {
     let _ = options.events.send(event);
 }
 
-/// One connection's life.
-///
-/// `asked` is set to where streaming was asked for; `lost` is where the last session asked and the server has removed WAL.
-async fn session(
-    cluster: &Cluster,
-    options: &StreamOptions,
-    mut stop: watch::Receiver<bool>,
+/// What a server has said about the WAL that it still has.
+#[derive(Debug, Default)]
+struct Learnt {
+    /// Where streaming was asked for last.
+    asked: Lsn,
+    /// The last place for which it said that it has removed the WAL.
     lost: Option<Lsn>,
-    asked: &mut Lsn,
-) -> Result<()> {
+    /// That this was told.
+    told: Option<Lsn>,
+}
+
+/// One connection's life.
+async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>, server: &mut Learnt) -> Result<()> {
     let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
     let identity = connection.identify_system().await?;
     cluster.ensure_is(identity.system_id)?;
     let size = connection.wal_segment_size().await?;
-    let begin = slot(&mut connection, options, size, lost).await?.unwrap_or(identity.flush_lsn);
-    let (mut timeline, mut from) =
-        start_point(cluster, &mut connection, options, size, (identity.timeline, identity.flush_lsn), begin, lost.is_some())
-            .await?;
+    let begin = slot(&mut connection, options, size, server.lost).await?.unwrap_or(identity.flush_lsn);
+    let position = (identity.timeline, identity.flush_lsn);
+    let (mut timeline, mut from) = start_point(cluster, &mut connection, options, size, position, begin, server).await?;
     let mut kept = begin;
     loop {
         let _ = take::ensure_history(cluster, &mut connection, timeline).await?;
         let (assembler, start) = Assembler::resume(timeline, size, from);
-        *asked = start;
+        server.asked = start;
         tell(options, StreamEvent::Started { from: start, timeline });
         let stream = connection.start_replication(Some(&options.slot), start, timeline).await?;
         let mut receiver =
@@ -214,8 +218,10 @@ async fn slot(connection: &mut Connection, options: &StreamOptions, size: Segmen
     })
 }
 
-/// Where to go on: where the vault's WAL ends without a hole, from the slot's beginning on; at `begin`, where the slot begins, when
-/// there is none.
+/// Where to go on: at the oldest hole in the vault's WAL that the server can fill, else where that WAL ends, else where the slot begins.
+///
+/// What the vault has behind a hole (a backup's own WAL, a segment whose upload overtook another's) is not taken for everything before
+/// it. Only the server knows what it still has, so it is asked, and asked again behind the place for which it said no.
 async fn start_point(
     cluster: &Cluster,
     connection: &mut Connection,
@@ -223,37 +229,23 @@ async fn start_point(
     size: SegmentSize,
     (server_timeline, server_end): (TimelineId, Lsn),
     begin: Lsn,
-    lost_wal: bool,
+    server: &mut Learnt,
 ) -> Result<(TimelineId, Lsn)> {
     let history = take::ensure_history(cluster, connection, server_timeline).await?;
     let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
     if !options.any_timeline {
         ensure_not_left(&catalog, server_timeline, server_end)?;
     }
-    let vault = vault_end(&catalog, &history);
     let segment_start = |lsn: Lsn| WalSegNo::containing(lsn, size).start(size);
-    let from = match vault {
-        None => segment_start(begin),
-        // The slot was lost, dropped or moved, and the server was asked for what is missing and does not have it any more.
-        Some(end) if lost_wal && segment_start(begin) > end => {
-            tell(options, StreamEvent::Gap { from: end, to: segment_start(begin) });
-            segment_start(begin)
-        }
-        // The slot was moved ahead, but the server may still have what lies in between.
-        Some(end) if segment_start(begin) > end => end,
-        // The slot keeps everything from `begin` on. What the vault has behind a hole (a backup's own WAL, a segment whose
-        // upload overtook another's) must not be taken for everything before it: confirming it would make the server forget
-        // what is missing.
-        Some(end) => {
-            let whole = catalog.contiguous_end(&history, segment_start(begin));
-            if lost_wal && segment_start(whole) < segment_start(end) {
-                tell(options, StreamEvent::Gap { from: whole, to: segment_start(end) });
-                segment_start(end)
-            } else {
-                whole
-            }
-        }
-    };
+    let ends = ends(&catalog, &history);
+    let recent = ends.get(ends.len().saturating_sub(HOLES)..).unwrap_or_default();
+    let open = recent.iter().find(|end| server.lost.is_none_or(|lost| segment_start(end.at) > lost));
+    let from = open.map_or(segment_start(begin), |end| end.at);
+    let gone = server.lost.and_then(|lost| recent.iter().rfind(|end| segment_start(end.at) <= lost));
+    if let Some(gone) = gone.filter(|_| server.told < server.lost) {
+        server.told = server.lost;
+        tell(options, StreamEvent::Gap { from: gone.at, to: gone.next.unwrap_or(from) });
+    }
     let timeline = history.timeline_at(from);
     // Inside a segment only where the timeline's own objects reach: an ancestor's may end in the same segment.
     let start = segment_start(from);
@@ -280,19 +272,31 @@ fn ensure_not_left(catalog: &Catalog, timeline: TimelineId, end: Lsn) -> Result<
     ))
 }
 
-/// The end of the vault's WAL on a history: of the last stretch there is, whatever holes lie before it.
-fn vault_end(catalog: &Catalog, history: &TimelineHistory) -> Option<Lsn> {
+/// A place where WAL of a history ends in the vault.
+struct End {
+    at: Lsn,
+    /// Where it goes on behind the hole.
+    next: Option<Lsn>,
+}
+
+/// Where the vault's WAL ends on a history, oldest first: before each hole, and behind everything.
+fn ends(catalog: &Catalog, history: &TimelineHistory) -> Vec<End> {
     let size = catalog.segment_size;
-    let timelines = history.ancestors().iter().map(|a| a.timeline).chain([history.timeline()]);
-    timelines
-        .filter_map(|timeline| {
-            let objects = catalog.timelines.get(&timeline)?;
-            let last = objects.last()?;
-            let start = last.segment_number(size).ok()?.start(size);
-            let end = start.advance(objects.covered(last, size));
-            Some(history.switch_point_of(timeline).map_or(end, |switch| end.min(switch)))
-        })
-        .max()
+    let mut starts = BTreeSet::new();
+    for timeline in history.ancestors().iter().map(|a| a.timeline).chain([history.timeline()]) {
+        let Some(objects) = catalog.timelines.get(&timeline) else { continue };
+        let here = objects.present().into_iter().filter_map(|segment| Some(segment.segment_number(size).ok()?.start(size)));
+        let left = history.switch_point_of(timeline);
+        starts.extend(here.filter(|start| left.is_none_or(|left| *start < left)));
+    }
+    let mut ends = Vec::new();
+    let mut next = starts.first().copied();
+    while let Some(from) = next {
+        let at = catalog.contiguous_end(history, from);
+        next = starts.range(Lsn(at.0.max(from.0 + 1))..).next().copied();
+        ends.push(End { at, next });
+    }
+    ends
 }
 
 /// Sleeps until a moment; for ever without one.
