@@ -365,8 +365,12 @@ async fn slots_and_streaming() {
     connection.create_physical_slot("temporary", true, true).await.unwrap();
     let hostile = "b\"ad'); \\";
     let error = connection.create_physical_slot(hostile, false, true).await.unwrap_err();
-    assert_eq!(state(&error), "42602", "{error}");
-    assert_eq!(connection.read_replication_slot(hostile).await.unwrap(), SlotState::Missing);
+    // Up to 15.18 the grammar of replication commands itself refuses some of these.
+    assert!(["42602", "42601"].contains(&state(&error)), "{error}");
+    match connection.read_replication_slot(hostile).await {
+        Ok(found) => assert_eq!(found, SlotState::Missing),
+        Err(error) => assert_eq!(state(&error), "42601", "{error}"),
+    }
     connection.drop_slot("plain").await.unwrap();
     assert_eq!(state(&connection.drop_slot("plain").await.unwrap_err()), sqlstate::UNDEFINED_OBJECT);
 
