@@ -172,7 +172,8 @@ async fn session(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Re
         let (assembler, start) = Assembler::resume(timeline, size, from);
         server.asked = start;
         tell(options, StreamEvent::Started { from: start, timeline });
-        let stream = connection.start_replication(Some(&options.slot), start, timeline).await?;
+        let mut stream = connection.start_replication(Some(&options.slot), start, timeline).await?;
+        stream.resume_acknowledged(from);
         let mut receiver =
             Receiver { cluster, options, stream, assembler, queue: VecDeque::new(), received: start, durable: from, kept };
         match receiver.run(&mut stop).await? {
