@@ -77,18 +77,14 @@ pub(crate) async fn fetch(cli: &Cli, printer: &Printer, args: &FetchArgs) -> Res
 pub(crate) async fn stream(cli: &Cli, printer: &Printer, args: &StreamArgs) -> Result<Status> {
     let context = Context::load(cli)?;
     let (_, config) = context.cluster(&args.cluster)?;
-    if config.wal.synchronous {
-        return Err(Error::new(ErrorKind::Unsupported, "config.synchronous", "this version cannot confirm commits one by one")
-            .with_hint(
-                "remove `synchronous = true`; as a synchronous standby it would hold commits back until a segment is full",
-            ));
-    }
     let cluster = context.open(&args.cluster, config.pgdata.as_deref().and_then(system_id_of)).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
     let options = StreamOptions {
         connection: Context::connection(config)?,
         slot: config.wal.slot.clone(),
+        flush_interval: config.wal.flush_interval,
+        synchronous: config.wal.synchronous,
         any_timeline: args.any_timeline,
         receive_timeout: config.wal.receive_timeout,
         events,

@@ -40,6 +40,18 @@ impl Assembler {
         (Self { timeline, size, number, bytes: Vec::new(), stored: 0 }, number.start(size))
     }
 
+    /// As [`Assembler::new`], but what lies before `from` is stored already and only received again.
+    pub fn resume(timeline: TimelineId, size: SegmentSize, from: Lsn) -> (Self, Lsn) {
+        let (mut this, start) = Self::new(timeline, size, from);
+        this.stored = usize::try_from(from.0 - start.0).unwrap_or(usize::MAX);
+        (this, start)
+    }
+
+    /// True when there is something that [`Assembler::flush`] would give out.
+    pub fn has_news(&self) -> bool {
+        self.bytes.len() > self.stored
+    }
+
     /// The position of the next byte.
     pub fn position(&self) -> Lsn {
         self.number.start(self.size).advance(self.bytes.len() as u64)
@@ -80,7 +92,7 @@ impl Assembler {
 
     /// The part of the open segment that was not given out yet; the caller stores it.
     pub fn flush(&mut self) -> Option<Piece> {
-        if self.stored == self.bytes.len() {
+        if !self.has_news() {
             return None;
         }
         let piece = Piece {

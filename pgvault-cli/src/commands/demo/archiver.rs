@@ -31,6 +31,8 @@ impl Archiver {
         let options = StreamOptions {
             connection: connection.clone(),
             slot: "pgvault".into(),
+            flush_interval: std::time::Duration::from_secs(1),
+            synchronous: false,
             any_timeline: false,
             receive_timeout: std::time::Duration::from_secs(60),
             events,
