@@ -91,6 +91,10 @@ pub struct WalConfig {
     /// `wal_receiver_timeout`.
     #[serde(deserialize_with = "load::duration")]
     pub receive_timeout: Duration,
+    /// Segments that are fetched ahead of a recovering server; 0 for none.
+    pub prefetch: u32,
+    /// Folder that they lie in until then, outside of every data directory; below the system's temporary one when not given.
+    pub prefetch_dir: Option<PathBuf>,
 }
 
 impl Default for WalConfig {
@@ -100,6 +104,8 @@ impl Default for WalConfig {
             flush_interval: Duration::from_secs(1),
             synchronous: false,
             receive_timeout: Duration::from_secs(60),
+            prefetch: 8,
+            prefetch_dir: None,
         }
     }
 }

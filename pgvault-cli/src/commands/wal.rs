@@ -1,8 +1,11 @@
 //! `pgvault wal push | fetch | stream`
 
+pub(crate) mod prefetch;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgvault_core::env::Env;
 use pgvault_core::postgres::{ParseError, SegmentHeader, SystemId, WalFileName};
 use pgvault_core::wal::fetch::{self, Fetched};
 use pgvault_core::wal::push::{self, Pushed};
@@ -56,8 +59,13 @@ pub(crate) async fn fetch(cli: &Cli, printer: &Printer, args: &FetchArgs) -> Res
     let attempt = async || {
         let context = Context::load(cli)?;
         let cluster = context.open(&args.cluster, None).await?;
-        fetch::fetch(&cluster, file, &args.destination).await
+        let fetched = fetch::fetch(&cluster, file, &args.destination).await?;
+        if fetched == Fetched::Written && matches!(file, WalFileName::Segment(_)) {
+            prefetch::start(&context, args);
+        }
+        Ok::<_, Error>(fetched)
     };
+    let mut failures = 0;
     loop {
         match attempt().await {
             Ok(Fetched::Written) => return Ok(Status::Done),
@@ -66,12 +74,22 @@ pub(crate) async fn fetch(cli: &Cli, printer: &Printer, args: &FetchArgs) -> Res
                 return Ok(Status::EndOfArchive);
             }
             Err(error) if error.is_transient() && began.elapsed() < FETCH_PATIENCE => {
-                tracing::warn!(%file, %error, "fetch failed, trying again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                let pause = pause(failures).min(FETCH_PATIENCE.saturating_sub(began.elapsed()));
+                failures += 1;
+                tracing::warn!(%file, %error, ?pause, "fetch failed, trying again");
+                tokio::time::sleep(pause).await;
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Half a second, doubled with every failure up to eight, and each between half of that and all of it: many servers whose store was
+/// away shall not all come back at the same moment.
+fn pause(failures: u32) -> Duration {
+    let longest = Duration::from_millis(500).saturating_mul(1 << failures.min(4));
+    let random: [u8; 1] = Env::default().random().unwrap_or([128]);
+    longest / 2 + longest.mul_f64(f64::from(random[0]) / 512.0)
 }
 
 pub(crate) async fn stream(cli: &Cli, printer: &Printer, args: &StreamArgs) -> Result<Status> {

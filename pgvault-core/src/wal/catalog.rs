@@ -39,13 +39,18 @@ impl TimelineObjects {
     pub fn chain(&self, segment: SegmentName) -> Vec<(u32, u32)> {
         let mut chain = Vec::new();
         let mut end = 0;
-        let Some(parts) = self.parts.get(&segment) else { return chain };
+        // In the order of their starts. Of the parts that continue at `end`, the one that reaches furthest is taken.
+        let mut parts = self.parts.get(&segment).into_iter().flatten().copied().peekable();
         loop {
-            // Of the parts that continue here, the one that reaches furthest.
-            let next = parts.iter().filter(|(from, to)| *from <= end && *to > end).max_by_key(|(_, to)| *to);
-            let Some(next) = next else { return chain };
-            chain.push(*next);
-            end = next.1;
+            let mut best: Option<(u32, u32)> = None;
+            while let Some(part) = parts.next_if(|(from, _)| *from <= end) {
+                if part.1 > best.map_or(end, |(_, to)| to) {
+                    best = Some(part);
+                }
+            }
+            let Some(best) = best else { return chain };
+            chain.push(best);
+            end = best.1;
         }
     }
 
