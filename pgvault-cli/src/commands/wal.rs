@@ -25,11 +25,21 @@ const FETCH_PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) async fn push(cli: &Cli, printer: &Printer, args: &PushArgs) -> Result<Status> {
     let context = Context::load(cli)?;
     let cluster = context.open(&args.cluster, archived_system_id(&args.path)).await.map_err(|error| foreign(error, &args.path))?;
-    let pushed = push::push(&cluster, &args.path).await?;
+    let limit = context.cluster(&args.cluster)?.1.wal.push_batch;
+    let (pushed, others) = if limit > 1 {
+        let batch = push::batch(&cluster, &args.path, limit).await;
+        // PostgreSQL names each of them later, and is told then.
+        for (path, error) in batch.others.iter().filter_map(|(path, sent)| Some((path, sent.as_ref().err()?))) {
+            tracing::warn!(path = %path.display(), %error, "not stored yet");
+        }
+        (batch.asked?, batch.others.iter().filter(|(_, sent)| matches!(sent, Ok(Pushed::Stored))).count())
+    } else {
+        (push::push(&cluster, &args.path).await?, 0)
+    };
     if pushed == Pushed::AlreadyThere {
         tracing::info!(path = %args.path.display(), "already in the vault with the same contents");
     }
-    printer.summary(&json!({ "path": args.path, "already_there": pushed == Pushed::AlreadyThere }));
+    printer.summary(&json!({ "path": args.path, "already_there": pushed == Pushed::AlreadyThere, "others_stored": others }));
     Ok(Status::Done)
 }
 

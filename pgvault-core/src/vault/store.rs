@@ -201,7 +201,7 @@ impl Store {
 
     /// Makes an object durable that was found and not written by this call: that it can be read does not mean that it would
     /// survive a power failure. Only a local directory has this difference.
-    async fn settle(&self, name: &str) -> Result<()> {
+    pub(crate) async fn settle(&self, name: &str) -> Result<()> {
         let Some(root) = &self.directory else { return Ok(()) };
         let path = root.join(name);
         let synced = tokio::task::spawn_blocking(move || {
