@@ -451,3 +451,43 @@ fn pg_rewind_fetches_what_the_old_primary_has_removed() {
     drop(new);
     assert_over(&site);
 }
+
+/// A small file system of its own; only where this process may mount one.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(site: &Site, path: PathBuf) -> Option<Self> {
+        let options = format!("size=3m,mode=0700,uid={},gid={}", site.account.uid(), site.account.gid());
+        let mut mount = std::process::Command::new("mount");
+        let mounted = mount.args(["-t", "tmpfs", "-o", &options, "pgvault"]).arg(&path).output();
+        mounted.is_ok_and(|output| output.status.success()).then_some(Self(path))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_ends_prefetching_and_nothing_else() {
+    let site = Site::new();
+    let (server, names) = archive(&site, 8);
+    drop(server);
+    let pgdata = site.restore("latest", &[]);
+    let Some(disk) = SmallDisk::mount(&site, site.directory("cache")) else {
+        eprintln!("skipped: this process may not mount a file system");
+        return;
+    };
+    let _ = assert_fetches(&site, &pgdata, &names[0]);
+    wait_until("it has given up", Duration::from_secs(20), || {
+        prefetchers(&site).is_empty() && common::files_below(&disk.0).iter().any(|path| path.ends_with("rest"))
+    });
+    assert!(cached(&site).is_empty(), "a full disk stays full");
+    for name in &names {
+        assert!(!is_hit(&assert_fetches(&site, &pgdata, name)));
+        assert!(prefetchers(&site).is_empty(), "it is tried again at once");
+    }
+    let _ = fetch(&site, &pgdata, &name_after(&names[7])).expect(1);
+}
