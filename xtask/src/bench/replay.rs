@@ -5,7 +5,6 @@
 //! directory, and by `wal fetch` from a vault in an S3 server on this machine behind a network with latency. Every round runs
 //! all of them, in another order; what counts is the ratio within a round.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -43,12 +42,9 @@ pub(crate) struct Replay {
     /// Scale of pgbench: how many different pages the WAL touches
     #[arg(long, default_value_t = 30)]
     scale: u32,
-    /// Segments to fetch ahead, when it is not to be the default
+    /// Also with so many segments fetched ahead; 0 for none
     #[arg(long)]
-    prefetch: Option<u32>,
-    /// Also without fetching ahead
-    #[arg(long)]
-    without: bool,
+    prefetch: Vec<u32>,
     /// Folder to work in
     #[arg(long, value_name = "FOLDER", default_value = "/var/tmp/pgvault-replay")]
     folder: PathBuf,
@@ -147,14 +143,10 @@ impl Bench<'_> {
             way(format!("pgvault, S3 + {latency} ms"), fetch("s3.toml"), s3_variables(s3)),
             way("pgvault, directory".into(), fetch("file.toml"), Vec::new()),
         ];
-        if self.options.without {
-            let none = ("PGVAULT_CLUSTER__MAIN__WAL__PREFETCH".to_owned(), "0".to_owned());
-            let with_none = |mut variables: Vec<(String, String)>| {
-                variables.push(none.clone());
-                variables
-            };
-            ways.push(way(format!("S3 + {latency} ms, none ahead"), fetch("s3.toml"), with_none(s3_variables(s3))));
-            ways.push(way("directory, none ahead".into(), fetch("file.toml"), with_none(Vec::new())));
+        for ahead in &self.options.prefetch {
+            let mut variables = s3_variables(s3);
+            variables.push(("PGVAULT_CLUSTER__MAIN__WAL__PREFETCH".to_owned(), ahead.to_string()));
+            ways.push(way(format!("S3 + {latency} ms, {ahead} ahead"), fetch("s3.toml"), variables));
         }
         ways
     }
@@ -263,14 +255,11 @@ impl Bench<'_> {
     /// A vault with all the WAL.
     fn fill_vault(&self, name: &str, url: &str, variables: &[(String, String)], system_id: &str) -> Result<()> {
         let passphrase = self.write("passphrase", "the benchmark's passphrase\n")?;
-        let mut text = format!(
+        let text = format!(
             "[vault]\nurl = \"{url}\"\npassphrase_file = \"{}\"\n\n[cluster.main.wal]\npush_batch = 1000\nprefetch_dir = \"{}\"\n",
             passphrase.display(),
             self.folder("cache")?.display()
         );
-        if let Some(prefetch) = self.options.prefetch {
-            let _ = writeln!(text, "prefetch = {prefetch}");
-        }
         let config = self.write(&format!("{name}.toml"), &text)?;
         let pgvault = |arguments: &[&str]| {
             let mut command = self.account.command(self.root.join("pgvault"));
