@@ -10,8 +10,10 @@
 
 pub mod assemble;
 pub mod catalog;
+pub mod deposit;
 pub mod fetch;
 pub mod object;
 pub mod push;
+pub mod spool;
 pub mod stream;
 pub mod take;

@@ -3,10 +3,12 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgvault_core::config::Durability;
 use pgvault_core::postgres::{ParseError, SegmentHeader, SystemId, WalFileName};
 use pgvault_core::wal::fetch::{self, Fetched};
 use pgvault_core::wal::push::{self, Pushed};
-use pgvault_core::wal::stream::{StreamEvent, StreamOptions, stream as run_stream};
+use pgvault_core::wal::spool::SpoolOptions;
+use pgvault_core::wal::stream::{Retention, StreamEvent, StreamOptions, stream as run_stream};
 use pgvault_core::{Error, ErrorKind, Result};
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -79,15 +81,23 @@ pub(crate) async fn stream(cli: &Cli, printer: &Printer, args: &StreamArgs) -> R
     let (_, config) = context.cluster(&args.cluster)?;
     let cluster = context.open(&args.cluster, config.pgdata.as_deref().and_then(system_id_of)).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
-    let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let wal = &config.wal;
+    if wal.durability == Durability::Spool && wal.spool.is_none() {
+        return Err(Error::new(ErrorKind::Usage, "config.spool", "`durability = \"spool\"` needs a `spool` directory"));
+    }
+    let (options, mut told) = StreamOptions::new(Context::connection(config)?, &wal.slot);
     let options = StreamOptions {
-        connection: Context::connection(config)?,
-        slot: config.wal.slot.clone(),
-        flush_interval: config.wal.flush_interval,
-        synchronous: config.wal.synchronous,
+        flush_interval: wal.flush_interval,
+        synchronous: wal.synchronous,
         any_timeline: args.any_timeline,
-        receive_timeout: config.wal.receive_timeout,
-        events,
+        receive_timeout: wal.receive_timeout,
+        spool: wal.spool.clone().map(|directory| SpoolOptions {
+            directory,
+            limit: wal.spool_limit,
+            durable: wal.durability == Durability::Spool,
+        }),
+        pg_wal: config.pgdata.as_deref().map(|pgdata| pgdata.join("pg_wal")),
+        ..options
     };
     let failed = |e: std::io::Error| Error::new(ErrorKind::Failed, "signal", format!("listen for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -115,13 +125,42 @@ fn end(stop: &tokio::sync::watch::Sender<bool>) -> Result<()> {
 
 fn tell(printer: &Printer, event: &StreamEvent) {
     match event {
+        StreamEvent::SlotFound { slot, restart_lsn } => {
+            printer.line(format_args!("the replication slot {slot} keeps WAL from {restart_lsn} on"));
+        }
         StreamEvent::SlotCreated { slot } => printer.line(format_args!("created the replication slot {slot}")),
         StreamEvent::Started { from, timeline } => printer.line(format_args!("streaming from {from} on timeline {timeline}")),
-        StreamEvent::Durable { to, timeline } => printer.line(format_args!("durable up to {to} on timeline {timeline}")),
+        StreamEvent::Durable { to, timeline, waited } => {
+            tracing::debug!(%to, %timeline, ?waited, "durable");
+        }
         StreamEvent::Switched { timeline } => printer.line(format_args!("the server is on timeline {timeline} now")),
-        StreamEvent::Gap { from, to } => printer.warn(format_args!(
-            "WAL from {from} to {to} is lost: the server no longer has it. Take a new backup; no point in between can be restored"
+        StreamEvent::Gap { timeline, from, to } => printer.warn(format_args!(
+            "WAL of timeline {timeline} from {from} to {to} is lost: the server no longer has it. Take a new backup; no point in between \
+             can be restored"
         )),
         StreamEvent::Interrupted { reason } => printer.warn(format_args!("interrupted, trying again: {reason}")),
+        StreamEvent::StoreTrouble { reason } => {
+            printer.warn(format_args!("the store does not take WAL, trying again; the server keeps it meanwhile: {reason}"));
+        }
+        StreamEvent::StoreRecovered => printer.line(format_args!("the store takes WAL again")),
+        StreamEvent::Behind => printer.line(format_args!("the store is slower than the server; the server keeps what has not arrived")),
+        StreamEvent::Retained(retention) => warn_of(printer, retention),
+    }
+}
+
+fn warn_of(printer: &Printer, retention: &Retention) {
+    let mib = |bytes: u64| bytes >> 20;
+    let kept = mib(retention.retained);
+    if !retention.held {
+        return printer.warn(format_args!("the server has given up WAL of the slot that is not in the vault: there will be a gap"));
+    }
+    if let Some(safe) = retention.safe {
+        printer.warn(format_args!(
+            "the server keeps {kept} MiB of WAL for the slot; after {} MiB more it gives it up (max_slot_wal_keep_size)",
+            mib(safe)
+        ));
+    }
+    if let Some(free) = retention.disk_free {
+        printer.warn(format_args!("the server keeps {kept} MiB of WAL for the slot; its disk has {} MiB left", mib(free)));
     }
 }
