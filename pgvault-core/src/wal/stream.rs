@@ -21,6 +21,7 @@
 //! **The store is down**: what has arrived is tried again for as long as it takes, a few segments are held in memory (or more in the
 //! [spool](super::spool)), and the server keeps the rest, which [`Retention`] watches.
 
+mod lag;
 mod monitor;
 mod press;
 mod receive;
@@ -36,6 +37,7 @@ use tokio::sync::{mpsc, watch};
 pub use monitor::{StreamEvent, StreamState};
 pub use retention::{Pressure, Retention};
 
+use self::lag::Lag;
 use self::monitor::Monitor;
 use self::receive::Receiver;
 use self::start::Learnt;
@@ -106,6 +108,7 @@ impl StreamOptions {
 /// be written.
 pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch::Receiver<bool>) -> Result<()> {
     let monitor = Monitor { env: cluster.env().clone(), events: options.events.clone(), state: options.state.clone() };
+    monitor.disconnected();
     let mut uploads = Uploads::new(cluster, &monitor);
     let mut spool = options.spool.as_ref().map(|spool| Spool::open(spool, cluster)).transpose()?;
     let watching = retention::watch(options.connection.clone(), options.slot.clone(), options.pg_wal.clone(), monitor.clone());
@@ -124,7 +127,7 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
                 return farewell(&mut uploads, spool.as_mut()).await;
             }
             let outcome = session(cluster, options, &monitor, &mut uploads, spool.as_mut(), &mut stop, &mut server).await;
-            monitor.update(|state| state.connected = false);
+            monitor.disconnected();
             let says = |error: &Error, state| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
             match outcome {
                 Ok(()) => return if uploads.is_empty() { Ok(()) } else { Err(not_stored()) },
@@ -198,6 +201,9 @@ async fn session(
     stop: &mut watch::Receiver<bool>,
     server: &mut Learnt,
 ) -> Result<()> {
+    // What the server wrote while nobody was connected has been missing since then.
+    let mut lag = Lag::default();
+    let disconnected = monitor.state.borrow().disconnected_since.unwrap_or_else(|| monitor.env.now());
     let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
     let identity = connection.identify_system().await?;
     cluster.ensure_is(identity.system_id)?;
@@ -215,10 +221,13 @@ async fn session(
         let mut stream = connection.start_replication(Some(&options.slot), start, timeline).await?;
         stream.resume_acknowledged(from);
         monitor.update(|state| {
-            (state.connected, state.timeline, state.connection_trouble) = (true, Some(timeline), None);
-            (state.received, state.durable, state.server, state.waiting_since) = (from, from, identity.flush_lsn.max(from), None);
+            (state.connected, state.disconnected_since, state.connection_trouble) = (true, None, None);
+            (state.timeline, state.received, state.durable) = (Some(timeline), from, from);
         });
-        let mut receiver = Receiver::new(options, monitor, uploads, spool.as_deref_mut(), stream, size, from, kept);
+        if identity.flush_lsn > from {
+            lag.add(identity.flush_lsn, disconnected);
+        }
+        let mut receiver = Receiver::new(options, monitor, uploads, spool.as_deref_mut(), &mut lag, stream, size, from, kept);
         match receiver.run(stop).await? {
             None => {
                 tokio::time::timeout(FAREWELL, receiver.drain()).await.unwrap_or(Ok(()))?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 
 use super::retention::Retention;
@@ -74,7 +75,7 @@ pub enum StreamEvent {
 }
 
 /// Where a stream stands.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct StreamState {
     /// True while WAL is being received.
     pub connected: bool,
@@ -88,8 +89,10 @@ pub struct StreamState {
     pub spooled: Lsn,
     /// The end of what is durable in the vault without a hole.
     pub durable: Lsn,
-    /// When the oldest WAL arrived that is not durable yet.
+    /// When the server was first seen with WAL that is not durable yet.
     pub waiting_since: Option<Timestamp>,
+    /// When the connection was lost, while there is none: what was written since is not known.
+    pub disconnected_since: Option<Timestamp>,
     /// Why the store does not take WAL, while it does not.
     pub store_trouble: Option<String>,
     /// Why there is no connection, while there is none.
@@ -108,6 +111,19 @@ pub struct StreamState {
     pub keepalives: u64,
     /// What the server keeps for the slot, as it last said.
     pub retention: Option<Retention>,
+}
+
+impl StreamState {
+    /// Bytes of the server's WAL that are not durable in the vault.
+    pub fn lag_bytes(&self) -> u64 {
+        self.server.0.saturating_sub(self.durable.0)
+    }
+
+    /// How much, in time, would be missing if the server were lost now: at most, while there is no connection.
+    pub fn lag(&self, now: Timestamp) -> Duration {
+        let since = self.waiting_since.into_iter().chain(self.disconnected_since).min();
+        since.map_or(Duration::ZERO, |since| Duration::try_from(now.duration_since(since)).unwrap_or_default())
+    }
 }
 
 /// Both, as the parts of a stream use them.
@@ -130,11 +146,18 @@ impl Monitor {
 
     pub(super) fn interrupted(&self, error: &Error) {
         self.update(|state| {
-            state.connected = false;
             state.connection_failures += 1;
             state.connection_trouble = Some(error.to_string());
         });
         self.tell(StreamEvent::Interrupted { reason: error.to_string() });
+    }
+
+    pub(super) fn disconnected(&self) {
+        let now = self.env.now();
+        self.update(|state| {
+            state.connected = false;
+            let _ = state.disconnected_since.get_or_insert(now);
+        });
     }
 
     /// Told once for each trouble, counted each time.

@@ -1,14 +1,13 @@
 //! One timeline of one connection: from messages to pieces, and from stored pieces to what is confirmed.
 
-use std::collections::VecDeque;
 use std::fs::File;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
+use super::lag::Lag;
 use super::monitor::{Monitor, StreamEvent};
 use super::press::Pressed;
 use super::upload::{Stored, Uploads};
@@ -24,36 +23,6 @@ const STATUS_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the connection is kept while nothing more can be taken from it. A server that is stopping waits that long in vain.
 const STUCK: Duration = Duration::from_secs(2);
 
-/// Arrivals that are closer together than this count as one.
-const ARRIVAL: Duration = Duration::from_millis(20);
-
-/// When which WAL arrived that is not durable yet: for how far behind the vault is, in time.
-#[derive(Debug, Default)]
-struct Arrivals(VecDeque<(Lsn, Timestamp)>);
-
-impl Arrivals {
-    fn add(&mut self, end: Lsn, now: Timestamp) {
-        match self.0.back_mut() {
-            Some((last, first)) if now.duration_since(*first).unsigned_abs() < ARRIVAL => *last = end,
-            _ => self.0.push_back((end, now)),
-        }
-    }
-
-    /// Forgets what is durable; gives how long the oldest of it had to wait.
-    fn remove(&mut self, durable: Lsn, now: Timestamp) -> Duration {
-        let mut waited = Duration::ZERO;
-        while let Some((_, arrived)) = self.0.front().filter(|(end, _)| *end <= durable) {
-            waited = waited.max(now.duration_since(*arrived).unsigned_abs());
-            let _ = self.0.pop_front();
-        }
-        waited
-    }
-
-    fn oldest(&self) -> Option<Timestamp> {
-        self.0.front().map(|(_, arrived)| *arrived)
-    }
-}
-
 /// WAL in the spool that is on its way to the disk.
 struct Syncing {
     to: Lsn,
@@ -68,8 +37,8 @@ pub(super) struct Receiver<'a> {
     pub(super) spool: Option<&'a mut Spool>,
     pub(super) stream: WalStream<'a>,
     pub(super) size: SegmentSize,
+    pub(super) lag: &'a mut Lag,
     assembler: Assembler,
-    arrivals: Arrivals,
     syncing: Option<Syncing>,
     /// The end of what has arrived, of what is durable in the spool, and of what is durable in the vault.
     received: Lsn,
@@ -86,14 +55,15 @@ impl<'a> Receiver<'a> {
         monitor: &'a Monitor,
         uploads: &'a mut Uploads,
         spool: Option<&'a mut Spool>,
+        lag: &'a mut Lag,
         stream: WalStream<'a>,
         size: SegmentSize,
         durable: Lsn,
         kept: Lsn,
     ) -> Self {
         let (assembler, received) = Assembler::new(stream.timeline(), size, durable);
-        let (arrivals, syncing, spooled) = (Arrivals::default(), None, Lsn::INVALID);
-        Self { options, monitor, uploads, spool, stream, size, assembler, arrivals, syncing, received, spooled, durable, kept }
+        let (syncing, spooled) = (None, Lsn::INVALID);
+        Self { options, monitor, uploads, spool, stream, size, lag, assembler, syncing, received, spooled, durable, kept }
     }
 
     /// What the slot stands at when this is over.
@@ -191,10 +161,8 @@ impl<'a> Receiver<'a> {
                             }
                         }
                         WalMessage::Keepalive { server_end, reply_requested, .. } => {
-                            self.monitor.update(|state| {
-                                state.server = server_end;
-                                state.keepalives += u64::from(reply_requested);
-                            });
+                            self.monitor.update(|state| state.keepalives += u64::from(reply_requested));
+                            self.server_is_at(server_end);
                             if reply_requested {
                                 if self.received < server_end || self.confirmed() >= self.received {
                                     self.acknowledge(false).await?;
@@ -231,14 +199,16 @@ impl<'a> Receiver<'a> {
             let spooled = self.spool.as_ref().map(|spool| spool.path(piece.segment));
             self.uploads.add(piece, spooled);
         }
-        if self.received > self.durable {
-            self.arrivals.add(self.received, self.monitor.env.now());
-        }
-        let (received, waiting_since) = (self.received, self.arrivals.oldest());
-        self.monitor.update(|state| {
-            (state.received, state.server, state.waiting_since) = (received, server_end.max(received), waiting_since);
-        });
+        self.server_is_at(server_end.max(self.received));
         Ok(())
+    }
+
+    fn server_is_at(&mut self, end: Lsn) {
+        if end > self.durable {
+            self.lag.add(end, self.monitor.env.now());
+        }
+        let (received, waiting_since) = (self.received, self.lag.since());
+        self.monitor.update(|state| (state.received, state.server, state.waiting_since) = (received, end, waiting_since));
     }
 
     /// Sends what is in the open segment on its way.
@@ -269,8 +239,8 @@ impl<'a> Receiver<'a> {
         }
         self.durable = self.durable.max(stored.end);
         let now = self.monitor.env.now();
-        let waited = self.arrivals.remove(self.durable, now);
-        let (to, waiting_since) = (self.durable, self.arrivals.oldest());
+        let waited = self.lag.remove(self.durable, now);
+        let (to, waiting_since) = (self.durable, self.lag.since());
         self.monitor.update(|state| (state.durable, state.waiting_since) = (to, waiting_since));
         self.monitor.tell(StreamEvent::Durable { to, timeline: self.stream.timeline(), waited });
         self.acknowledge(false).await
