@@ -132,7 +132,7 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
             match outcome {
                 Ok(()) => return if uploads.is_empty() { Ok(()) } else { Err(not_stored()) },
                 Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && server.refused() => {}
-                Err(error) if error.code() == receive::BEHIND => monitor.tell(StreamEvent::Behind),
+                Err(error) if error.code() == receive::BEHIND => monitor.behind(&error),
                 Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
                     monitor.interrupted(&error);
                     tokio::select! {

@@ -160,6 +160,12 @@ impl Monitor {
         });
     }
 
+    /// The connection is closed on purpose.
+    pub(super) fn behind(&self, error: &Error) {
+        self.update(|state| state.connection_trouble = Some(error.to_string()));
+        self.tell(StreamEvent::Behind);
+    }
+
     /// Told once for each trouble, counted each time.
     pub(super) fn store_failed(&self, error: &Error) {
         let reason = error.to_string();

@@ -130,7 +130,7 @@ impl<'a> Receiver<'a> {
                     self.sync()?;
                 }
                 () = sleep_until(full_since.map(|since| since + STUCK)) => {
-                    return Err(Error::new(ErrorKind::Source, BEHIND, "the store does not take WAL as fast as it is written"));
+                    return Err(Error::new(ErrorKind::Source, BEHIND, "waiting until the store has what has arrived"));
                 }
                 _ = status.tick() => {
                     if heard.elapsed() >= patience {
