@@ -102,7 +102,7 @@ pub(super) async fn start_point(
     begin: Lsn,
     server: &mut Learnt,
 ) -> Result<(TimelineId, Lsn)> {
-    let history = take::ensure_history(cluster, connection, identity.timeline).await?;
+    let history = take::ensure_histories(cluster, connection, identity.timeline).await?;
     let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
     if !options.any_timeline {
         ensure_not_left(&catalog, identity.timeline, identity.flush_lsn)?;
