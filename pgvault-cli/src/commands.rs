@@ -9,4 +9,5 @@ pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod status;
+pub(crate) mod stream;
 pub(crate) mod wal;

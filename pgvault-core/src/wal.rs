@@ -10,9 +10,11 @@
 
 pub mod assemble;
 pub mod catalog;
+pub mod deposit;
 pub mod fetch;
 pub mod object;
 pub mod prefetch;
 pub mod push;
+pub mod spool;
 pub mod stream;
 pub mod take;

@@ -1,4 +1,4 @@
-//! `pgvault wal push | fetch | stream`
+//! `pgvault wal push | fetch`
 
 pub(crate) mod prefetch;
 
@@ -9,12 +9,10 @@ use pgvault_core::env::Env;
 use pgvault_core::postgres::{ParseError, SegmentHeader, SystemId, WalFileName};
 use pgvault_core::wal::fetch::{self, Fetched};
 use pgvault_core::wal::push::{self, Pushed};
-use pgvault_core::wal::stream::{StreamEvent, StreamOptions, stream as run_stream};
 use pgvault_core::{Error, ErrorKind, Result};
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Cli, FetchArgs, PushArgs, StreamArgs};
+use crate::args::{Cli, FetchArgs, PushArgs};
 use crate::context::{Context, system_id_of};
 use crate::exit::Status;
 use crate::output::Printer;
@@ -100,56 +98,4 @@ fn pause(failures: u32) -> Duration {
     let longest = Duration::from_millis(500).saturating_mul(1 << failures.min(4));
     let random: [u8; 1] = Env::default().random().unwrap_or([128]);
     longest / 2 + longest.mul_f64(f64::from(random[0]) / 512.0)
-}
-
-pub(crate) async fn stream(cli: &Cli, printer: &Printer, args: &StreamArgs) -> Result<Status> {
-    let context = Context::load(cli)?;
-    let (_, config) = context.cluster(&args.cluster)?;
-    let cluster = context.open(&args.cluster, config.pgdata.as_deref().and_then(system_id_of)).await?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let (events, mut told) = tokio::sync::mpsc::unbounded_channel();
-    let options = StreamOptions {
-        connection: Context::connection(config)?,
-        slot: config.wal.slot.clone(),
-        flush_interval: config.wal.flush_interval,
-        synchronous: config.wal.synchronous,
-        any_timeline: args.any_timeline,
-        receive_timeout: config.wal.receive_timeout,
-        events,
-    };
-    let failed = |e: std::io::Error| Error::new(ErrorKind::Failed, "signal", format!("listen for signals: {e}"));
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let streaming = run_stream(&cluster, &options, stopped);
-    tokio::pin!(streaming);
-    loop {
-        tokio::select! {
-            ended = &mut streaming => return ended.map(|()| Status::Done),
-            Some(event) = told.recv() => tell(printer, &event),
-            _ = terminate.recv() => end(&stop)?,
-            _ = interrupt.recv() => end(&stop)?,
-        }
-    }
-}
-
-/// The first signal lets the stream store and confirm what it has received; the second does not wait for the store.
-fn end(stop: &tokio::sync::watch::Sender<bool>) -> Result<()> {
-    if stop.send_replace(true) {
-        return Err(Error::new(ErrorKind::Failed, "interrupted", "stopped before everything received was stored")
-            .with_hint("nothing is lost: the replication slot keeps what was not confirmed"));
-    }
-    Ok(())
-}
-
-fn tell(printer: &Printer, event: &StreamEvent) {
-    match event {
-        StreamEvent::SlotCreated { slot } => printer.line(format_args!("created the replication slot {slot}")),
-        StreamEvent::Started { from, timeline } => printer.line(format_args!("streaming from {from} on timeline {timeline}")),
-        StreamEvent::Durable { to, timeline } => printer.line(format_args!("durable up to {to} on timeline {timeline}")),
-        StreamEvent::Switched { timeline } => printer.line(format_args!("the server is on timeline {timeline} now")),
-        StreamEvent::Gap { from, to } => printer.warn(format_args!(
-            "WAL from {from} to {to} is lost: the server no longer has it. Take a new backup; no point in between can be restored"
-        )),
-        StreamEvent::Interrupted { reason } => printer.warn(format_args!("interrupted, trying again: {reason}")),
-    }
 }
