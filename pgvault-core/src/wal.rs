@@ -11,7 +11,9 @@
 pub mod assemble;
 pub mod catalog;
 pub mod fetch;
+pub mod gap;
 pub mod object;
 pub mod push;
 pub mod stream;
 pub mod take;
+pub mod verify;

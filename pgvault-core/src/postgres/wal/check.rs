@@ -5,7 +5,7 @@
 //! own position, and goes on with the record that begins there. A doubt that valid WAL follows is a fault; one that nothing follows is
 //! where the WAL ends.
 //!
-//! What is seen of a single changed byte: everything but bit 2 of a page's `xlp_info` (`XLP_BKP_REMOVABLE`, which old servers set on any
+//! What is seen of a single changed byte: everything but bit 2 of a page's `xlp_info` (`XLP_BKP_REMOVABLE`, which servers set on any
 //! page they liked), and the rest of a record whose beginning was not given.
 
 use jiff::Timestamp;
@@ -301,7 +301,7 @@ impl WalChecker {
     }
 
     fn header_length(&self, page: Lsn) -> usize {
-        if page.0 % self.segment_size.bytes() == 0 { LONG_HEADER } else { SHORT_HEADER }
+        if page.0.is_multiple_of(self.segment_size.bytes()) { LONG_HEADER } else { SHORT_HEADER }
     }
 
     fn doubt(&mut self, lsn: Lsn, what: &'static str, is_zeroes: bool) {
@@ -328,7 +328,7 @@ impl WalChecker {
     /// Judges the header of a page.
     fn page(&mut self) {
         let start = self.page_start();
-        if start.0 % self.segment_size.bytes() == 0 && matches!(self.place, Place::Switched) {
+        if start.0.is_multiple_of(self.segment_size.bytes()) && matches!(self.place, Place::Switched) {
             self.place = Place::Between;
         }
         if matches!(self.place, Place::Switched) {
@@ -430,7 +430,7 @@ impl WalChecker {
     fn page_header(&mut self, start: Lsn) -> Result<WalPageHeader, &'static str> {
         let bytes = self.header.get();
         let header = WalPageHeader::parse(bytes).ok_or("a page has no header")?;
-        let is_first = start.0 % self.segment_size.bytes() == 0;
+        let is_first = start.0.is_multiple_of(self.segment_size.bytes());
         if self.magic.is_some_and(|magic| magic != header.magic) {
             return Err("a page has another magic than those before it");
         }
@@ -487,7 +487,7 @@ impl WalChecker {
                 }
                 bytes.len()
             }
-            Place::Between if self.at.0 % 8 != 0 => {
+            Place::Between if !self.at.0.is_multiple_of(8) => {
                 let n = usize::try_from(8 - self.at.0 % 8).unwrap_or(8).min(bytes.len());
                 if self.doubt.is_none() && bytes.iter().take(n).any(|byte| *byte != 0) {
                     self.fault(self.at, "a record is not padded with zeroes");
@@ -519,8 +519,9 @@ impl WalChecker {
         let bytes = open.kept.get();
         let previous = u64_at(bytes, 8).map(Lsn).unwrap_or_default();
         let is_linked = self.previous.map_or(previous < open.lsn, |known| known == previous);
-        // A position of 64 bits is not where it belongs by chance.
-        let is_meant = self.previous == Some(previous) && self.doubt.is_none();
+        // A position of 64 bits is not where it belongs by chance. Where it is not known which that is: recycled WAL is older by a segment.
+        let is_near = is_linked && open.lsn.0 - previous.0 < self.segment_size.bytes();
+        let is_meant = self.doubt.is_none() && self.previous.map_or(is_near, |known| known == previous);
         if !open.has_possible_length() {
             if is_meant {
                 self.fault(open.lsn, "a record's length is impossible");
