@@ -51,6 +51,7 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Wal(WalCommand::Push(args)) => commands::wal::push(cli, printer, args).await,
             Command::Wal(WalCommand::Fetch(args)) => commands::wal::fetch(cli, printer, args).await,
             Command::Wal(WalCommand::Stream(args)) => commands::wal::stream(cli, printer, args).await,
+            Command::Wal(WalCommand::Check(args)) => commands::wal::check(cli, printer, args).await,
             Command::Restore(args) => commands::restore::run(cli, printer, args).await,
             Command::List(args) => commands::list::run(cli, printer, args).await,
             Command::Status(args) => commands::status::run(cli, printer, args).await,
