@@ -160,6 +160,9 @@ pub(crate) struct StreamArgs {
     /// Stream although the vault holds WAL of a server that took over from this one
     #[arg(long)]
     pub(crate) any_timeline: bool,
+    /// Serve /metrics, /status, /healthz and /readyz here, without protection: 127.0.0.1:9187
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics_listen: Option<String>,
 }
 
 #[derive(Debug, Args)]

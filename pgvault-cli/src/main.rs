@@ -5,6 +5,7 @@
 mod args;
 mod commands;
 mod context;
+mod endpoint;
 mod exit;
 mod output;
 
@@ -50,8 +51,8 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Backup(args) => commands::backup::run(cli, printer, args).await,
             Command::Wal(WalCommand::Push(args)) => commands::wal::push(cli, printer, args).await,
             Command::Wal(WalCommand::Fetch(args)) => commands::wal::fetch(cli, printer, args).await,
-            Command::Wal(WalCommand::Stream(args)) => commands::wal::stream(cli, printer, args).await,
-            Command::Wal(WalCommand::Check(args)) => commands::wal::check(cli, printer, args).await,
+            Command::Wal(WalCommand::Stream(args)) => Box::pin(commands::stream::run(cli, printer, args)).await,
+            Command::Wal(WalCommand::Check(args)) => Box::pin(commands::walcheck::run(cli, printer, args)).await,
             Command::Restore(args) => commands::restore::run(cli, printer, args).await,
             Command::List(args) => commands::list::run(cli, printer, args).await,
             Command::Status(args) => commands::status::run(cli, printer, args).await,

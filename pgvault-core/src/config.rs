@@ -82,11 +82,18 @@ fn default_level() -> i32 {
 pub struct WalConfig {
     /// The replication slot that `wal stream` creates and keeps.
     pub slot: String,
-    /// Longest time that new WAL stays out of the vault while streaming.
-    #[serde(deserialize_with = "load::duration")]
+    /// Longest time that new WAL stays out of the vault while streaming; 100 ms to 1 h.
+    #[serde(deserialize_with = "load::flush_interval")]
     pub flush_interval: Duration,
-    /// Confirm commits only when they are durable in the vault.
+    /// Store new WAL at once, because commits wait for it: for a server that has this stream in `synchronous_standby_names`.
     pub synchronous: bool,
+    /// Directory for WAL that the store does not take at the moment. It holds WAL in clear text, as `pg_wal` does.
+    pub spool: Option<PathBuf>,
+    /// Bytes that the spool may hold.
+    #[serde(deserialize_with = "load::size")]
+    pub spool_limit: u64,
+    /// What is confirmed to the server as durable.
+    pub durability: Durability,
     /// A server that says nothing for so long, though asked, is taken for lost and connected to again; as PostgreSQL's
     /// `wal_receiver_timeout`.
     #[serde(deserialize_with = "load::duration")]
@@ -99,9 +106,23 @@ impl Default for WalConfig {
             slot: "pgvault".into(),
             flush_interval: Duration::from_secs(1),
             synchronous: false,
+            spool: None,
+            spool_limit: 1 << 30,
+            durability: Durability::Vault,
             receive_timeout: Duration::from_secs(60),
         }
     }
+}
+
+/// What is confirmed to the server as durable.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Durability {
+    /// What is in the vault.
+    #[default]
+    Vault,
+    /// What is in the spool, too: commits do not wait for the store, and are lost with this machine's disk.
+    Spool,
 }
 
 /// `[cluster.NAME.retention]`

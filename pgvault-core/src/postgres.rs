@@ -40,7 +40,7 @@ pub use segment::{SegmentName, SegmentSize, WalFileName, WalSegNo};
 pub use tablespace_map::{TablespaceMap, TablespaceMapEntry};
 pub use tar::{EntryKind, TarDecoder, TarEntry, TarEvent};
 pub use timeline_history::{Ancestor, TimelineHistory};
-pub use wal::{SegmentHeader, SegmentScan, scan_segment, timestamp_from_pg, timestamp_to_pg};
+pub use wal::{SegmentHeader, SegmentScan, SegmentScanner, scan_segment, timestamp_from_pg, timestamp_to_pg};
 
 /// Bytes that are not what PostgreSQL writes at this place.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

@@ -171,7 +171,7 @@ impl Connection {
             b'E' => return Err(self.failed(frame).await),
             _ => return Err(unexpected(&frame, "START_REPLICATION")),
         };
-        Ok(WalStream { connection: self, timeline, phase, sent_done: false, next: None, acks: AckGuard::new(lsn) })
+        Ok(WalStream { connection: self, timeline, phase, sent_done: false, next: None, failed: None, acks: AckGuard::new(lsn) })
     }
 }
 
@@ -298,6 +298,8 @@ pub struct WalStream<'a> {
     phase: Phase,
     sent_done: bool,
     next: Option<(TimelineId, Lsn)>,
+    /// What the server said went wrong, until it was told: telling takes an answer, and who waits for it may be cancelled.
+    failed: Option<Frame>,
     acks: AckGuard,
 }
 
@@ -330,6 +332,9 @@ impl WalStream<'_> {
     /// `source.shutdown` when the server stops, `source.stream_ended` after the end.
     pub async fn next(&mut self) -> Result<WalMessage> {
         loop {
+            if let Some(frame) = self.failed.clone() {
+                return Err(self.fail(frame).await);
+            }
             match self.phase {
                 Phase::Streaming => {
                     let frame = self.connection.read().await?;
@@ -377,12 +382,16 @@ impl WalStream<'_> {
                 drop(self.connection.broken(ParseError::new("WAL stream", why)));
                 Err(Error::new(ErrorKind::Source, "source.shutdown", why))
             }
-            b'E' => {
-                self.phase = Phase::Ended;
-                Err(self.connection.failed(frame).await)
-            }
+            b'E' => Err(self.fail(frame).await),
             _ => Err(self.connection.broken(ParseError::new("WAL stream", unexpected(&frame, "copy").to_string()))),
         }
+    }
+
+    async fn fail(&mut self, frame: Frame) -> Error {
+        self.failed = Some(frame.clone());
+        let error = self.connection.failed(frame).await;
+        (self.failed, self.phase) = (None, Phase::Ended);
+        error
     }
 
     fn done(&mut self) {
@@ -404,10 +413,7 @@ impl WalStream<'_> {
                     let row = data_row(frame.body).map_err(|why| self.connection.broken(why))?;
                     self.next = Some(next_timeline(&row).map_err(|why| self.connection.broken(why))?);
                 }
-                b'E' => {
-                    self.phase = Phase::Ended;
-                    return Err(self.connection.failed(frame).await);
-                }
+                b'E' => return Err(self.fail(frame).await),
                 b'Z' => {
                     self.connection.end();
                     self.phase = Phase::Ended;
@@ -563,6 +569,23 @@ mod tests {
         server.write_all(&answer).await.unwrap();
         let mut stream = connection.start_replication(None, Lsn(0x0300_0000), TimelineId(1)).await.unwrap();
         assert!(matches!(stream.next().await.unwrap(), WalMessage::EndOfTimeline { next_timeline: TimelineId(2), .. }));
+        assert!(connection.is_idle());
+    }
+
+    /// Who waits beside a timer gives up waiting in the middle of an error; the error is told all the same, to the next who asks.
+    #[tokio::test]
+    async fn an_error_that_was_not_waited_for_is_told_later() {
+        let (mut connection, mut server) = pair();
+        let mut answer = both();
+        answer.extend(message(b'E', b"SERROR\0VERROR\0C58P01\0Mrequested WAL segment has already been removed\0\0"));
+        server.write_all(&answer).await.unwrap();
+        let mut stream = connection.start_replication(None, Lsn(0x0100_0000), TimelineId(1)).await.unwrap();
+        let soon = std::time::Duration::from_millis(50);
+        assert!(tokio::time::timeout(soon, stream.next()).await.is_err());
+        server.write_all(&ready()).await.unwrap();
+        let error = stream.next().await.unwrap_err();
+        assert_eq!(ServerError::of(&error).unwrap().sqlstate, "58P01");
+        assert_eq!(stream.next().await.unwrap_err().code(), "source.stream_ended");
         assert!(connection.is_idle());
     }
 

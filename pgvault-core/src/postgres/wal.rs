@@ -21,7 +21,7 @@ use jiff::Timestamp;
 
 pub use check::{PassedEnd, WalChecker, WalFault};
 pub use record::{Records, RestorePoint, ScanEnd, StopReason, TransactionEnd, WalRecord};
-pub use scan::{SegmentScan, TransactionSpan, find_transaction, record_begins_at, scan_segment, transactions_from};
+pub use scan::{SegmentScan, SegmentScanner, TransactionSpan, find_transaction, record_begins_at, scan_segment, transactions_from};
 
 use super::bytes::{u16_at, u32_at, u64_at};
 use super::{Lsn, ParseError, SegmentSize, SystemId, TimelineId};

@@ -1,24 +1,34 @@
 //! Turning a stream of WAL into segments.
 //!
 //! Messages of the replication protocol begin and end anywhere; here they are cut at segment ends (R3). The open segment
-//! is kept from its first byte on, because a part of it can only be scanned for transactions together with what precedes.
+//! is kept from its first byte on, because what is in it can only be read together with what precedes.
+//!
+//! A quiet server's segment is open for hours and stored in thousands of parts, which a restore to the last moment would have to
+//! fetch one by one. So every 64th part repeats the 63 before it, and every 4096th everything: no PUT more, each byte stored at most
+//! three times, and a restore never needs more than 63 parts of each kind and the large ones.
 
 use bytes::Bytes;
 
-use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineId, WalSegNo};
+use crate::postgres::{Lsn, SegmentName, SegmentScan, SegmentScanner, SegmentSize, TimelineId, WalSegNo};
 use crate::{Error, ErrorKind, Result};
+
+/// Parts that one larger part repeats.
+const GROUP: u32 = 64;
+
+/// The least of a segment that says whose it is: its first page's header.
+const HEADER: usize = 40;
 
 /// WAL that can be stored.
 #[derive(Debug, Clone)]
 pub struct Piece {
     /// The segment.
     pub segment: SegmentName,
-    /// Everything known of the segment, from its first byte on.
+    /// Offset of the first byte in the segment.
+    pub from: u32,
+    /// The bytes: the whole segment, or from `from` on.
     pub bytes: Bytes,
-    /// Bytes at its start that are already stored as parts.
-    pub stored: usize,
-    /// True when the segment is whole.
-    pub whole: bool,
+    /// For a part, what is in the segment up to its end; `None` for a whole segment.
+    pub part: Option<SegmentScan>,
     /// Position behind the last byte.
     pub end: Lsn,
 }
@@ -30,31 +40,35 @@ pub struct Assembler {
     size: SegmentSize,
     number: WalSegNo,
     bytes: Vec<u8>,
+    /// Bytes at the open segment's start that were given out as parts, or stored before.
     stored: usize,
+    scanner: SegmentScanner,
+    /// Parts given out of the open segment.
+    parts: u32,
+    /// Where the current group of parts begins.
+    group: usize,
 }
 
 impl Assembler {
     /// Begins at the start of the segment that holds `from`; returns that start as the position to stream from.
+    ///
+    /// What lies before `from` is stored already and only received again.
     pub fn new(timeline: TimelineId, size: SegmentSize, from: Lsn) -> (Self, Lsn) {
         let number = WalSegNo::containing(from, size);
-        (Self { timeline, size, number, bytes: Vec::new(), stored: 0 }, number.start(size))
-    }
-
-    /// As [`Assembler::new`], but what lies before `from` is stored already and only received again.
-    pub fn resume(timeline: TimelineId, size: SegmentSize, from: Lsn) -> (Self, Lsn) {
-        let (mut this, start) = Self::new(timeline, size, from);
-        this.stored = usize::try_from(from.0 - start.0).unwrap_or(usize::MAX);
-        (this, start)
-    }
-
-    /// True when there is something that [`Assembler::flush`] would give out.
-    pub fn has_news(&self) -> bool {
-        self.bytes.len() > self.stored
+        let start = number.start(size);
+        let stored = usize::try_from(from.0 - start.0).unwrap_or(usize::MAX);
+        let scanner = SegmentScanner::new(start, size);
+        (Self { timeline, size, number, bytes: Vec::new(), stored, scanner, parts: 0, group: stored }, start)
     }
 
     /// The position of the next byte.
     pub fn position(&self) -> Lsn {
         self.number.start(self.size).advance(self.bytes.len() as u64)
+    }
+
+    /// True when there is something that [`Assembler::flush`] would give out.
+    pub fn has_news(&self) -> bool {
+        self.bytes.len() > self.stored.max(HEADER)
     }
 
     /// Adds bytes that continue at [`Assembler::position`]; gives the segments that became whole.
@@ -79,31 +93,48 @@ impl Assembler {
             if self.bytes.len() == size {
                 whole.push(Piece {
                     segment: self.segment(),
+                    from: 0,
                     bytes: std::mem::take(&mut self.bytes).into(),
-                    stored: std::mem::take(&mut self.stored),
-                    whole: true,
+                    part: None,
                     end: self.number.next().start(self.size),
                 });
                 self.number = self.number.next();
+                self.scanner = SegmentScanner::new(self.number.start(self.size), self.size);
+                (self.stored, self.parts, self.group) = (0, 0, 0);
             }
         }
         Ok(whole)
     }
 
     /// The part of the open segment that was not given out yet; the caller stores it.
-    pub fn flush(&mut self) -> Option<Piece> {
+    ///
+    /// # Errors
+    /// `wal.not_a_segment` when the bytes are not the WAL of their place.
+    pub fn flush(&mut self) -> Result<Option<Piece>> {
         if !self.has_news() {
-            return None;
+            return Ok(None);
         }
+        let scan = self.scanner.scan(&self.bytes).map_err(|e| {
+            Error::new(ErrorKind::Source, "wal.not_a_segment", format!("{} as the server sends it: {e}", self.segment()))
+        })?;
+        self.parts += 1;
+        let from = match self.parts {
+            n if n % (GROUP * GROUP) == 0 => 0,
+            n if n % GROUP == 0 => self.group,
+            _ => self.stored,
+        };
         let piece = Piece {
             segment: self.segment(),
-            bytes: Bytes::copy_from_slice(&self.bytes),
-            stored: self.stored,
-            whole: false,
+            from: u32::try_from(from).unwrap_or(u32::MAX),
+            bytes: Bytes::copy_from_slice(self.bytes.get(from..).unwrap_or_default()),
+            part: Some(scan),
             end: self.position(),
         };
         self.stored = self.bytes.len();
-        Some(piece)
+        if self.parts % GROUP == 0 {
+            self.group = self.stored;
+        }
+        Ok(Some(piece))
     }
 
     fn segment(&self) -> SegmentName {
@@ -120,7 +151,7 @@ mod tests {
     proptest! {
         /// R3: messages that cross segment ends, in any sizes, give back exactly the bytes that were written.
         #[test]
-        fn r3_any_cut_of_the_stream_gives_the_same_segments(cuts in prop::collection::vec(1usize..900_000, 1..12), flush: bool) {
+        fn r3_any_cut_of_the_stream_gives_the_same_segments(cuts in prop::collection::vec(1usize..900_000, 1..12)) {
             let size = SegmentSize::try_from(1 << 20).unwrap();
             let wal: Vec<u8> = (0..cuts.iter().sum::<usize>()).map(|n| u8::try_from(n % 251).unwrap()).collect();
             let (mut assembler, start) = Assembler::new(TimelineId(3), size, Lsn((5 << 20) + 77));
@@ -129,10 +160,6 @@ mod tests {
             for cut in cuts {
                 segments.extend(assembler.add(start.advance(at as u64), &wal[at..at + cut]).unwrap());
                 at += cut;
-                if flush
-                    && let Some(part) = assembler.flush() {
-                        prop_assert_eq!(part.end, start.advance(at as u64));
-                    }
             }
             let joined: Vec<u8> = segments.iter().flat_map(|s| s.bytes.to_vec()).collect();
             prop_assert_eq!(&wal[..joined.len()], &joined[..]);
@@ -141,6 +168,41 @@ mod tests {
             for (n, segment) in segments.iter().enumerate() {
                 prop_assert_eq!(segment.segment.segment_number(size).unwrap(), WalSegNo(5 + n as u64));
             }
+        }
+    }
+
+    /// Parts join up, name what is in them as one scan would, and few are needed however many there were.
+    #[test]
+    fn parts_of_a_quiet_segment_join_up_and_few_are_needed() {
+        let packed = concat!(env!("CARGO_MANIFEST_DIR"), "/../testdata/postgres/000000010000000000000008.zst");
+        let bytes = zstd::stream::decode_all(std::fs::File::open(packed).unwrap()).unwrap();
+        let size = SegmentSize::try_from(1 << 20).unwrap();
+        for (stored, step) in [(0, 128), (77_000, 4096)] {
+            let (mut assembler, start) = Assembler::new(TimelineId(1), size, Lsn(0x80_0000 + stored));
+            let mut catalog = crate::wal::catalog::TimelineObjects::default();
+            let segment: SegmentName = "000000010000000000000008".parse().unwrap();
+            let first = (stored > 0).then(|| (0, u32::try_from(stored).unwrap()));
+            let mut ranges: std::collections::BTreeSet<_> = first.into_iter().collect();
+            let mut at = 0;
+            while at + step < bytes.len() {
+                assert!(assembler.add(start.advance(at as u64), &bytes[at..at + step]).unwrap().is_empty());
+                at += step;
+                let Some(part) = assembler.flush().unwrap() else { continue };
+                assert_eq!(part.end, start.advance(at as u64));
+                assert_eq!(part.bytes, bytes[part.from as usize..at]);
+                if ranges.len() % 97 == 0 {
+                    assert_eq!(part.part, Some(crate::postgres::scan_segment(&bytes[..at], start, size).unwrap()));
+                }
+                assert!(ranges.insert((part.from, u32::try_from(at).unwrap())));
+            }
+            let stored: u64 = ranges.iter().map(|(from, to)| u64::from(to - from)).sum();
+            assert!(stored <= 3 * at as u64, "{stored} bytes of {at}");
+            let count = ranges.len();
+            let _ = catalog.parts.insert(segment, ranges);
+            assert_eq!(catalog.covered(segment, size), at as u64);
+            let chain = catalog.chain(segment);
+            assert!(chain.len() <= 130, "{} of {count}", chain.len());
+            assert!(chain.windows(2).all(|pair| pair[1].0 <= pair[0].1));
         }
     }
 

@@ -38,14 +38,18 @@ impl TimelineObjects {
     /// Several writers may have cut the same segment differently, so parts may overlap.
     pub fn chain(&self, segment: SegmentName) -> Vec<(u32, u32)> {
         let mut chain = Vec::new();
-        let mut end = 0;
         let Some(parts) = self.parts.get(&segment) else { return chain };
+        let mut end = 0;
+        let mut parts = parts.iter().copied().peekable();
         loop {
-            // Of the parts that continue here, the one that reaches furthest.
-            let next = parts.iter().filter(|(from, to)| *from <= end && *to > end).max_by_key(|(_, to)| *to);
-            let Some(next) = next else { return chain };
-            chain.push(*next);
-            end = next.1;
+            // Of the parts that continue here, the one that reaches furthest; those passed over reach less far.
+            let mut next = None;
+            while let Some(part) = parts.next_if(|(from, _)| *from <= end) {
+                next = next.max(Some((part.1, part.0)));
+            }
+            let Some((to, from)) = next.filter(|(to, _)| *to > end) else { return chain };
+            chain.push((from, to));
+            end = to;
         }
     }
 

@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use crate::crypto::sealed::{FrameEncoder, SealedObject, SealedWriter};
 use crate::format::MAX_FRAME;
 use crate::format::object::Kind;
-use crate::postgres::{Lsn, SegmentName, SegmentScan, SegmentSize, TimelineId, WalFileName, WalSegNo, hex8, scan_segment};
+use crate::postgres::{
+    Lsn, SegmentHeader, SegmentName, SegmentScan, SegmentSize, TimelineId, WalFileName, WalSegNo, hex8, scan_segment,
+};
 use crate::vault::{Cluster, StoredObject, layout};
 use crate::{Error, ErrorKind, Result};
 
@@ -147,8 +149,14 @@ impl WalInfo {
 /// # Errors
 /// [`ErrorKind::Conflict`] when another cluster wrote it, [`ErrorKind::Corrupt`] when it is not that segment.
 pub fn check_segment(cluster: &Cluster, segment: SegmentName, bytes: &[u8]) -> Result<(Lsn, SegmentSize)> {
+    let header =
+        SegmentHeader::parse(bytes).map_err(|e| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", format!("{segment}: {e}")))?;
+    check_header(cluster, segment, &header)?;
+    Ok((header.start, header.segment_size))
+}
+
+fn check_header(cluster: &Cluster, segment: SegmentName, header: &SegmentHeader) -> Result<()> {
     let corrupt = |why: String| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", format!("{segment}: {why}"));
-    let header = crate::postgres::SegmentHeader::parse(bytes).map_err(|e| corrupt(e.to_string()))?;
     let own = cluster.name().system_id;
     if header.system_identifier != own {
         return Err(Error::new(
@@ -165,7 +173,7 @@ pub fn check_segment(cluster: &Cluster, segment: SegmentName, bytes: &[u8]) -> R
     if header.timeline > segment.timeline {
         return Err(corrupt(format!("its first page is of timeline {}", header.timeline)));
     }
-    Ok((header.start, header.segment_size))
+    Ok(())
 }
 
 /// Seals a whole file. Expensive: call it off the runtime's threads.
@@ -210,19 +218,17 @@ pub fn seal_file(cluster: &Cluster, file: WalFileName, bytes: &[u8]) -> Result<V
     }
 }
 
-/// Seals bytes `from..` of an open segment, of which `prefix` is everything known so far.
+/// Seals a part of an open segment: `bytes` begin at offset `from`, and `scan` is of everything up to their end.
 ///
 /// # Errors
 /// As [`check_segment`].
-pub fn seal_part(cluster: &Cluster, segment: SegmentName, prefix: &[u8], from: u32) -> Result<SealedObject> {
-    let (start, size) = check_segment(cluster, segment, prefix)?;
-    let scan = scan_segment(prefix, start, size)
-        .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", format!("{segment}: {e}")))?;
-    let mut info = WalInfo::of_scan(segment.to_string(), &scan);
+pub fn seal_part(cluster: &Cluster, segment: SegmentName, from: u32, bytes: &[u8], scan: &SegmentScan) -> Result<SealedObject> {
+    check_header(cluster, segment, &scan.header)?;
+    let to = from.saturating_add(u32::try_from(bytes.len()).unwrap_or(u32::MAX));
+    let mut info = WalInfo::of_scan(segment.to_string(), scan);
     // A record that the part cuts in two is not valid yet; what lies before it is.
-    info.end = info.end.map(|end| end.min(start.advance(prefix.len() as u64)));
-    let to = u32::try_from(prefix.len()).unwrap_or(u32::MAX);
-    seal(cluster, WalName::Part { segment, from, to }, &info, prefix.get(from as usize..).unwrap_or(&[]))
+    info.end = info.end.map(|end| end.min(scan.header.start.advance(to.into())));
+    seal(cluster, WalName::Part { segment, from, to }, &info, bytes)
 }
 
 fn seal(cluster: &Cluster, name: WalName, info: &WalInfo, bytes: &[u8]) -> Result<SealedObject> {

@@ -5,11 +5,10 @@
 
 use std::time::Duration;
 
-use super::assemble::{Assembler, Piece};
+use super::assemble::Assembler;
 use super::catalog::{self, Catalog};
-use super::object;
-use crate::crypto::sealed::SealedObject;
-use crate::postgres::{Connection, Lsn, SegmentSize, TimelineHistory, TimelineId, WalFileName, WalMessage};
+use super::{deposit, object};
+use crate::postgres::{Connection, Lsn, SegmentSize, TimelineHistory, TimelineId, WalFileName, WalMessage, WalSegNo};
 use crate::vault::Cluster;
 use crate::{Error, ErrorKind, Result};
 
@@ -68,6 +67,26 @@ pub async fn ensure_history(cluster: &Cluster, connection: &mut Connection, time
     TimelineHistory::parse(timeline, &text).map_err(|e| Error::new(ErrorKind::Source, "source.history", e.to_string()))
 }
 
+/// As [`ensure_history`], and the same for every timeline it descends from, as far as the server has their files.
+///
+/// A server that recovers to the newest timeline looks for one history after the other and stops at the first that is not there, so
+/// one of a timeline that nothing was ever streamed on is needed as well (H7).
+///
+/// # Errors
+/// As [`ensure_history`].
+pub async fn ensure_histories(cluster: &Cluster, connection: &mut Connection, timeline: TimelineId) -> Result<TimelineHistory> {
+    let history = ensure_history(cluster, connection, timeline).await?;
+    for ancestor in history.ancestors() {
+        match ensure_history(cluster, connection, ancestor.timeline).await {
+            Err(error) if error.code() == "source.no_history" => {
+                tracing::warn!(timeline = %ancestor.timeline, "neither the vault nor the server has this timeline's history file");
+            }
+            other => drop(other?),
+        }
+    }
+    Ok(history)
+}
+
 /// Stores a history file.
 ///
 /// # Errors
@@ -88,7 +107,7 @@ async fn stream(
     from: Lsn,
     to: Lsn,
 ) -> Result<()> {
-    let (mut assembler, start) = Assembler::new(timeline, size, from);
+    let (mut assembler, start) = Assembler::new(timeline, size, WalSegNo::containing(from, size).start(size));
     let mut stream = connection.start_replication(None, start, timeline).await.map_err(|e| {
         e.context(format_args!("fetch WAL from {start} on")).with_hint(
             "the server has removed WAL that the backup needs; set up `wal push` or `wal stream`, or raise wal_keep_size",
@@ -109,7 +128,7 @@ async fn stream(
             WalMessage::Data { start, bytes, .. } => {
                 for piece in assembler.add(start, &bytes)? {
                     stored = piece.end;
-                    store(cluster, piece).await?;
+                    deposit::store(cluster, piece).await?;
                 }
             }
             WalMessage::Keepalive { .. } => {}
@@ -120,37 +139,13 @@ async fn stream(
         }
     }
     if stored < to
-        && let Some(piece) = assembler.flush()
+        && let Some(piece) = assembler.flush()?
     {
         stored = piece.end;
-        store(cluster, piece).await?;
+        deposit::store(cluster, piece).await?;
     }
     if stored < to {
         return Err(Error::new(ErrorKind::Source, "source.wal_ended", format!("the server's WAL ended at {stored}, before {to}")));
-    }
-    Ok(())
-}
-
-/// Seals and stores a piece; the same contents already stored are fine.
-///
-/// # Errors
-/// [`ErrorKind::Conflict`] when the vault holds other contents for that stretch.
-pub async fn store(cluster: &Cluster, piece: Piece) -> Result<()> {
-    let owner = cluster.clone();
-    let sealed = tokio::task::spawn_blocking(move || -> Result<Vec<(SealedObject, bytes::Bytes)>> {
-        if piece.whole {
-            let file = WalFileName::Segment(piece.segment);
-            let sealed = object::seal_file(&owner, file, &piece.bytes)?;
-            let step = if sealed.len() > 1 { usize::try_from(object::MAX_RAW).unwrap_or(usize::MAX) } else { piece.bytes.len() };
-            let raw = (0..sealed.len()).map(|n| piece.bytes.slice(n * step..((n + 1) * step).min(piece.bytes.len())));
-            return Ok(sealed.into_iter().zip(raw.collect::<Vec<_>>()).collect());
-        }
-        let from = u32::try_from(piece.stored).unwrap_or(u32::MAX);
-        Ok(vec![(object::seal_part(&owner, piece.segment, &piece.bytes, from)?, piece.bytes.slice(piece.stored..))])
-    });
-    let sealed = sealed.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
-    for (sealed, raw) in sealed {
-        let _ = object::put(cluster, &sealed, &raw).await?;
     }
     Ok(())
 }

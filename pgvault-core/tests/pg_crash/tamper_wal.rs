@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::{FutureExt, StreamExt, stream};
 use pgvault_core::ErrorKind;
 use pgvault_core::inspect::Severity;
-use pgvault_core::postgres::{SegmentName, WalFileName};
+use pgvault_core::postgres::{SegmentName, WalFileName, scan_segment};
 use pgvault_core::testing::{Objects, from_objects, objects_of};
 use pgvault_core::vault::{Cluster, layout, snapshot};
 use pgvault_core::wal::fetch::contents;
@@ -75,7 +75,8 @@ impl Victim {
         let (cut, earlier, end) =
             (u32::try_from(stop).unwrap(), u32::try_from(stop).unwrap() - 16, u32::try_from(size.bytes()).unwrap());
         let part = |segment, bytes: &[u8], from: u32, to: u32| {
-            let sealed = object::seal_part(&cluster, segment, &bytes[..to as usize], from).unwrap();
+            let scan = scan_segment(&bytes[..to as usize], object::segment_start(segment, size).unwrap(), size).unwrap();
+            let sealed = object::seal_part(&cluster, segment, from, &bytes[from as usize..to as usize], &scan).unwrap();
             assert_eq!(WalName::parse(&sealed.name), Some(WalName::Part { segment, from, to }));
             sealed
         };

@@ -27,16 +27,7 @@ impl Archiver {
     pub(super) fn start(cluster: &Cluster, connection: &ConnInfo) -> Self {
         let (stop, stopped) = watch::channel(false);
         let (told, progress) = watch::channel(Progress::default());
-        let (events, mut happened) = tokio::sync::mpsc::unbounded_channel();
-        let options = StreamOptions {
-            connection: connection.clone(),
-            slot: "pgvault".into(),
-            flush_interval: std::time::Duration::from_secs(1),
-            synchronous: false,
-            any_timeline: false,
-            receive_timeout: std::time::Duration::from_secs(60),
-            events,
-        };
+        let (options, mut happened) = StreamOptions::new(connection.clone(), "pgvault");
         let cluster = cluster.clone();
         let task = tokio::spawn(async move {
             let streaming = stream(&cluster, &options, stopped);
@@ -50,7 +41,7 @@ impl Archiver {
                     }
                     Some(event) = happened.recv() => told.send_modify(|progress| match event {
                         StreamEvent::Durable { to, .. } => progress.durable = to,
-                        StreamEvent::Interrupted { reason } => progress.trouble = Some(reason),
+                        StreamEvent::Interrupted { reason } | StreamEvent::StoreTrouble { reason } => progress.trouble = Some(reason),
                         _ => {}
                     }),
                 }

@@ -349,6 +349,14 @@ pub struct Records<'a> {
     end: Option<ScanEnd>,
 }
 
+/// A place between two records.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Mark {
+    next: Lsn,
+    previous: Lsn,
+    timeline: TimelineId,
+}
+
 /// What was found where a record is looked for.
 enum Step<'a> {
     Record(WalRecord<'a>),
@@ -421,6 +429,16 @@ impl<'a> Records<'a> {
                 }
             }
         }
+    }
+
+    /// Goes on where an earlier walk over a shorter start of the same segment was, behind a whole record.
+    pub(super) fn resume(&mut self, at: Mark) {
+        (self.next, self.previous, self.timeline, self.end) = (at.next, Some(at.previous), at.timeline, None);
+    }
+
+    /// The place behind `record`, the last one that was yielded.
+    pub(super) fn mark(&self, record: &WalRecord<'_>) -> Mark {
+        Mark { next: self.next, previous: record.lsn, timeline: self.timeline }
     }
 
     /// The position where the next record is looked for.

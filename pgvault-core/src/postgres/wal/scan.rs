@@ -4,7 +4,7 @@ use jiff::Timestamp;
 
 use super::super::{Lsn, ParseError, SegmentSize, TimelineId};
 use super::SegmentHeader;
-use super::record::{Records, RestorePoint, ScanEnd, StopReason, TransactionEnd};
+use super::record::{Mark, Records, RestorePoint, ScanEnd, StopReason, TransactionEnd, WalRecord};
 
 /// The transactions that end in a segment, commits and aborts alike: recovery can stop at both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +79,23 @@ impl SegmentScan {
     pub fn is_complete(&self) -> bool {
         self.end_of_valid == self.header.start.advance(self.header.segment_size.bytes())
     }
+
+    fn add(&mut self, record: &WalRecord<'_>) {
+        self.first_record = self.first_record.or(Some(record.lsn));
+        self.last_record = Some(record.lsn);
+        if record.is_whole {
+            self.last_whole_record = Some(record.lsn);
+        }
+        self.records += 1;
+        if let Some(end) = record.transaction_end() {
+            match &mut self.transactions {
+                Some(span) if !record.is_whole => span.add_torn(end),
+                Some(span) => span.add(end),
+                none => *none = Some(TransactionSpan::of(end)),
+            }
+        }
+        self.restore_points.extend(record.restore_point());
+    }
 }
 
 /// Reads all records that begin in a segment, or in its first part, that should begin at `start`.
@@ -89,42 +106,73 @@ impl SegmentScan {
 /// # Errors
 /// When `bytes` is not the segment at `start` of a cluster with segments of `size`.
 pub fn scan_segment(bytes: &[u8], start: Lsn, size: SegmentSize) -> Result<SegmentScan, ParseError> {
-    let mut records = Records::new(bytes, start, size)?;
-    let mut scan = SegmentScan {
-        header: SegmentHeader::parse(bytes)?,
-        timeline: records.timeline(),
-        first_record: None,
-        last_record: None,
-        last_whole_record: None,
-        end_of_valid: start,
-        stopped: StopReason::EndOfInput,
-        records: 0,
-        transactions: None,
-        restore_points: Vec::new(),
-        switched: false,
-    };
-    for record in records.by_ref() {
-        scan.first_record = scan.first_record.or(Some(record.lsn));
-        scan.last_record = Some(record.lsn);
-        if record.is_whole {
-            scan.last_whole_record = Some(record.lsn);
-        }
-        scan.records += 1;
-        if let Some(end) = record.transaction_end() {
-            match &mut scan.transactions {
-                Some(span) if !record.is_whole => span.add_torn(end),
-                Some(span) => span.add(end),
-                none => *none = Some(TransactionSpan::of(end)),
-            }
-        }
-        scan.restore_points.extend(record.restore_point());
+    SegmentScanner::new(start, size).scan(bytes)
+}
+
+/// Scans a segment again and again while it grows, each record once.
+#[derive(Debug, Clone)]
+pub struct SegmentScanner {
+    start: Lsn,
+    size: SegmentSize,
+    /// What was found up to a place behind a whole record; what follows that place may read differently with more bytes.
+    settled: Option<(SegmentScan, Mark)>,
+}
+
+impl SegmentScanner {
+    /// For the segment at `start`.
+    pub fn new(start: Lsn, size: SegmentSize) -> Self {
+        Self { start, size, settled: None }
     }
-    let end = records.end().unwrap_or(ScanEnd { lsn: records.position(), reason: StopReason::EndOfInput });
-    scan.timeline = records.timeline();
-    scan.switched = end.reason == StopReason::Switch;
-    scan.stopped = end.reason;
-    scan.end_of_valid = end.lsn;
-    Ok(scan)
+
+    /// As [`scan_segment`]; `bytes` begins with what was scanned before.
+    ///
+    /// # Errors
+    /// As [`scan_segment`].
+    pub fn scan(&mut self, bytes: &[u8]) -> Result<SegmentScan, ParseError> {
+        let mut records = Records::new(bytes, self.start, self.size)?;
+        let mut scan = match &self.settled {
+            Some((scan, mark)) => {
+                records.resume(*mark);
+                scan.clone()
+            }
+            None => SegmentScan {
+                header: SegmentHeader::parse(bytes)?,
+                timeline: records.timeline(),
+                first_record: None,
+                last_record: None,
+                last_whole_record: None,
+                end_of_valid: self.start,
+                stopped: StopReason::EndOfInput,
+                records: 0,
+                transactions: None,
+                restore_points: Vec::new(),
+                switched: false,
+            },
+        };
+        let mut mark = None;
+        while let Some(record) = records.next() {
+            if !record.is_whole || record.is_switch() {
+                // The last one, and one that more bytes may make another.
+                self.settle(&scan, mark.take());
+            } else {
+                mark = Some(records.mark(&record));
+            }
+            scan.add(&record);
+        }
+        self.settle(&scan, mark);
+        let end = records.end().unwrap_or(ScanEnd { lsn: records.position(), reason: StopReason::EndOfInput });
+        scan.timeline = records.timeline();
+        scan.switched = end.reason == StopReason::Switch;
+        scan.stopped = end.reason;
+        scan.end_of_valid = end.lsn;
+        Ok(scan)
+    }
+
+    fn settle(&mut self, scan: &SegmentScan, mark: Option<Mark>) {
+        if let Some(mark) = mark {
+            self.settled = Some((scan.clone(), mark));
+        }
+    }
 }
 
 /// The transactions whose records begin in the segment at `from` or later.
@@ -280,6 +328,20 @@ mod tests {
         for length in 0..bytes.len().min(20_000) {
             if let Ok(scan) = scan_segment(&bytes[..length], Lsn(0x90_0000), size()) {
                 assert!(scan.records <= whole.records && scan.end_of_valid.0 <= 0x90_0000 + length as u64);
+            }
+        }
+    }
+
+    proptest! {
+        /// However often a growing segment is scanned, the last scan is that of the whole.
+        #[test]
+        fn scanning_again_while_it_grows_finds_the_same(mut cuts in prop::collection::vec(60usize..60_000, 0..12), nine: bool) {
+            let bytes = segment(if nine { NINE } else { "00000001000000000000000C" });
+            let start = SegmentHeader::parse(&bytes).unwrap().start;
+            let mut scanner = SegmentScanner::new(start, size());
+            cuts.sort_unstable();
+            for cut in cuts.into_iter().chain([bytes.len()]) {
+                prop_assert_eq!(scanner.scan(&bytes[..cut]).unwrap(), scan_segment(&bytes[..cut], start, size()).unwrap());
             }
         }
     }

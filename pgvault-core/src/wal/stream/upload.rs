@@ -1,0 +1,148 @@
+//! Pieces of WAL on their way into the vault: stored several at a time, confirmed strictly in order.
+//!
+//! They outlive the connection that brought them. A store in trouble is tried again for as long as it takes; what else
+//! goes wrong (another content under the same name, bytes that are not WAL) ends the stream.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tokio::task::JoinHandle;
+
+use super::monitor::Monitor;
+use crate::postgres::{Lsn, SegmentName};
+use crate::vault::Cluster;
+use crate::wal::assemble::Piece;
+use crate::wal::deposit::Deposit;
+use crate::{Error, ErrorKind, Result};
+
+/// Pieces being stored at once; with the open segment, what bounds memory.
+const IN_FLIGHT: usize = 4;
+
+/// Pauses between two attempts to store the same piece, each twice as long as the one before.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LAST_PAUSE: Duration = Duration::from_secs(8);
+
+/// A piece that is durable in the vault, as is everything before it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored {
+    pub(super) segment: SegmentName,
+    pub(super) end: Lsn,
+    pub(super) whole: bool,
+}
+
+struct Upload {
+    stored: Stored,
+    work: Work,
+}
+
+enum Work {
+    Running(JoinHandle<Result<()>>),
+    /// A whole segment that lies in the spool until it is its turn.
+    Waiting(PathBuf),
+}
+
+pub(super) struct Uploads {
+    cluster: Cluster,
+    monitor: Monitor,
+    queue: VecDeque<Upload>,
+}
+
+impl Uploads {
+    pub(super) fn new(cluster: &Cluster, monitor: &Monitor) -> Self {
+        Self { cluster: cluster.clone(), monitor: monitor.clone(), queue: VecDeque::new() }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// True when another piece would have to be kept in memory beside as many as are meant to be.
+    pub(super) fn is_full(&self) -> bool {
+        self.queue.len() >= IN_FLIGHT
+    }
+
+    /// True while a part is being stored.
+    pub(super) fn has_part(&self) -> bool {
+        self.queue.iter().any(|upload| !upload.stored.whole)
+    }
+
+    /// Adds the piece behind those that are there; `spooled` is a file that holds all of its segment.
+    pub(super) fn add(&mut self, piece: Piece, spooled: Option<PathBuf>) {
+        let stored = Stored { segment: piece.segment, end: piece.end, whole: piece.part.is_none() };
+        let work = match spooled.filter(|_| stored.whole && self.is_full()) {
+            Some(path) => Work::Waiting(path),
+            None => self.run(piece),
+        };
+        self.queue.push_back(Upload { stored, work });
+    }
+
+    fn run(&self, piece: Piece) -> Work {
+        Work::Running(tokio::spawn(deposit(self.cluster.clone(), self.monitor.clone(), piece)))
+    }
+
+    /// The oldest piece, once it is stored; waits for ever when there is none. Cancel-safe.
+    pub(super) async fn first(&mut self) -> Result<Stored> {
+        let Some(upload) = self.queue.front_mut() else { return std::future::pending().await };
+        let stored = upload.stored;
+        if let Work::Running(task) = &mut upload.work {
+            let outcome = task.await;
+            let _ = self.queue.pop_front();
+            outcome.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
+        }
+        self.start_waiting().await?;
+        if stored.whole {
+            self.monitor.update(|state| state.segments += 1);
+        } else {
+            self.monitor.update(|state| state.parts += 1);
+        }
+        Ok(stored)
+    }
+
+    /// Starts what waits in the spool, as far as there is room.
+    async fn start_waiting(&mut self) -> Result<()> {
+        for at in 0..self.queue.len().min(IN_FLIGHT) {
+            let Some(Upload { stored, work: Work::Waiting(path) }) = self.queue.get(at) else { continue };
+            let (stored, path) = (*stored, path.clone());
+            let bytes = tokio::fs::read(&path).await.map_err(|e| Error::io("read", &path, e))?;
+            let piece = Piece { segment: stored.segment, from: 0, bytes: bytes.into(), part: None, end: stored.end };
+            let work = self.run(piece);
+            if let Some(upload) = self.queue.get_mut(at) {
+                upload.work = work;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Uploads {
+    fn drop(&mut self) {
+        for upload in &self.queue {
+            if let Work::Running(task) = &upload.work {
+                task.abort();
+            }
+        }
+    }
+}
+
+/// Stores one piece, however often it takes.
+async fn deposit(cluster: Cluster, monitor: Monitor, piece: Piece) -> Result<()> {
+    let deposit = Deposit::seal(&cluster, piece).await?;
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match deposit.put(&cluster).await {
+            Ok(()) => {
+                monitor.store_works();
+                return Ok(());
+            }
+            Err(error) if error.kind() == ErrorKind::Storage => {
+                monitor.store_failed(&error);
+                // Several pieces and several streams should not come back at the same moment.
+                let [dice] = cluster.env().random()?;
+                tokio::time::sleep(pause / 2 + pause.mul_f64(f64::from(dice) / 512.0)).await;
+                pause = (pause * 2).min(LAST_PAUSE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
