@@ -16,7 +16,7 @@ use super::catalog::{Catalog, Gap, TimelineObjects};
 use super::fetch;
 use super::gap::{self, TimedGap};
 use super::object::{self, WalName};
-use crate::postgres::wal::{PassedEnd, WalChecker};
+use crate::postgres::wal::{PassedEnd, PassedEnds, WalChecker};
 use crate::postgres::{Lsn, SegmentName, TimelineHistory, TimelineId, WalFileName, WalSegNo};
 use crate::progress::SharedProgress;
 use crate::vault::Cluster;
@@ -175,9 +175,9 @@ struct Ends {
 
 impl Ends {
     /// Notes what ended in a piece that begins at `start`.
-    fn add(&mut self, start: Lsn, ends: Option<(PassedEnd, PassedEnd)>) {
+    fn add(&mut self, start: Lsn, ends: Option<PassedEnds>) {
         self.begin(start);
-        let Some((first, last)) = ends else { return };
+        let Some(PassedEnds { first, last, .. }) = ends else { return };
         for gap in self.gaps.iter_mut().filter(|gap| gap.to_time.is_none() && first.lsn >= gap.to) {
             gap.to_time = Some(first.time);
         }
