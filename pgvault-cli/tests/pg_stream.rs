@@ -260,4 +260,12 @@ fn settings_that_cannot_be_meant_are_refused() {
     site.wal_settings("");
     let _ = site.pgv(&["wal", "stream", "--metrics-listen", "256.0.0.1:1"]).expect(2).says("choose a free port");
     assert_eq!(sql(&server, "select count(*) from pg_replication_slots"), "0");
+
+    // A slot of another kind under the configured name is left alone.
+    let _ = sql(&server, "alter system set wal_level = 'logical'");
+    let mut server = server;
+    server.restart(Mode::Fast).unwrap();
+    let _ = sql(&server, "select pg_create_logical_replication_slot('pgvault', 'pgoutput')");
+    let _ = site.pgv(&["wal", "stream"]).expect(6).says("logical");
+    assert_eq!(sql(&server, "select slot_type from pg_replication_slots"), "logical");
 }

@@ -48,8 +48,11 @@ use crate::postgres::{ConnInfo, Connection, Mode, ServerError, WalSegNo, sqlstat
 use crate::vault::Cluster;
 use crate::{Error, ErrorKind, Result};
 
-/// Wait between a lost connection and the next attempt.
-const RECONNECT: Duration = Duration::from_secs(1);
+/// Waits between a lost connection and the next attempts, each twice as long as the one before.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// What the server refuses for good: a slot of another kind, a role without the right.
+const REFUSED: [&str; 2] = [sqlstate::FEATURE_NOT_SUPPORTED, sqlstate::INSUFFICIENT_PRIVILEGE];
 
 /// How long what was received may take to be stored when the stream is asked to end. What is not then is still with the server.
 const FAREWELL: Duration = Duration::from_secs(15);
@@ -134,6 +137,7 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
         let mut server = Learnt::default();
         let mut lag = Lag::default();
         let setting = Setting { cluster, options, monitor: &monitor };
+        let mut pause = RECONNECT.0;
         loop {
             // What an earlier connection brought comes first: where the next one begins is what the vault has then.
             tokio::select! {
@@ -145,16 +149,19 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
             }
             let held = Held { uploads: &mut uploads, spool: spool.as_mut(), lag: &mut lag };
             let outcome = session(setting, held, &mut stop, &mut server).await;
-            monitor.disconnected();
-            let says = |error: &Error, state| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
+            if monitor.disconnected() {
+                pause = RECONNECT.0;
+            }
+            let says = |error: &Error, state: &str| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
             match outcome {
                 Ok(()) => return if uploads.is_empty() { Ok(()) } else { Err(not_stored()) },
                 Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && server.refused() => {}
                 Err(error) if error.code() == receive::BEHIND => monitor.behind(&error),
+                Err(error) if REFUSED.iter().any(|state| says(&error, state)) => return Err(error),
                 Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
                     monitor.interrupted(&error);
                     tokio::select! {
-                        () = tokio::time::sleep(RECONNECT) => {}
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(RECONNECT.1),
                         () = stopped(&mut stop) => {}
                     }
                 }
