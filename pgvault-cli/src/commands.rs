@@ -11,3 +11,4 @@ pub(crate) mod restore;
 pub(crate) mod status;
 pub(crate) mod stream;
 pub(crate) mod wal;
+pub(crate) mod walcheck;

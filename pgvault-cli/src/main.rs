@@ -52,6 +52,7 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Wal(WalCommand::Push(args)) => commands::wal::push(cli, printer, args).await,
             Command::Wal(WalCommand::Fetch(args)) => commands::wal::fetch(cli, printer, args).await,
             Command::Wal(WalCommand::Stream(args)) => Box::pin(commands::stream::run(cli, printer, args)).await,
+            Command::Wal(WalCommand::Check(args)) => Box::pin(commands::walcheck::run(cli, printer, args)).await,
             Command::Restore(args) => commands::restore::run(cli, printer, args).await,
             Command::List(args) => commands::list::run(cli, printer, args).await,
             Command::Status(args) => commands::status::run(cli, printer, args).await,

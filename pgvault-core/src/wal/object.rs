@@ -305,6 +305,24 @@ pub fn decode(cluster: &Cluster, name: WalName, object: &[u8]) -> Result<(WalInf
 }
 
 impl StoredWal {
+    /// Number of frames.
+    pub fn frame_count(&self) -> u32 {
+        self.object.frame_count()
+    }
+
+    /// How many bytes each frame decodes to.
+    pub fn frame_lengths(&self) -> impl Iterator<Item = u32> {
+        self.object.reader().frames().iter().map(|frame| frame.raw_len)
+    }
+
+    /// Fetches and decodes one frame of the contents.
+    ///
+    /// # Errors
+    /// When the store fails or the object was changed.
+    pub async fn frame(&self, number: u32) -> Result<Vec<u8>> {
+        self.object.frame(number).await
+    }
+
     /// Fetches and decodes the contents.
     ///
     /// # Errors
