@@ -615,7 +615,10 @@ mod tests {
     }
 
     async fn store_part(cluster: &Cluster, name: &str, prefix: &[u8], from: usize) {
-        let sealed = object::seal_part(cluster, name.parse().unwrap(), prefix, u32::try_from(from).unwrap()).unwrap();
+        let header = SegmentHeader::parse(prefix).unwrap();
+        let scan = crate::postgres::scan_segment(prefix, header.start, header.segment_size).unwrap();
+        let (segment, offset) = (name.parse().unwrap(), u32::try_from(from).unwrap());
+        let sealed = object::seal_part(cluster, segment, offset, &prefix[from..], &scan).unwrap();
         assert!(object::put(cluster, &sealed, &prefix[from..]).await.unwrap());
     }
 
