@@ -129,6 +129,9 @@ pub(crate) enum WalCommand {
     Push(PushArgs),
     /// `restore_command` = 'pgvault --config FILE wal fetch "%f" "%p"'
     Fetch(FetchArgs),
+    /// Fetch ahead of a recovering server; started by `wal fetch`
+    #[command(hide = true)]
+    Prefetch(PrefetchArgs),
     /// Stream WAL from a replication slot into the vault until stopped
     Stream(StreamArgs),
     /// Read the whole archive and check that it is contiguous and right: every page, every record, every joint
@@ -151,6 +154,15 @@ pub(crate) struct FetchArgs {
     pub(crate) name: String,
     /// Where PostgreSQL wants it
     pub(crate) destination: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct PrefetchArgs {
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+    /// Ends when the server has asked for nothing for so long
+    #[arg(long, default_value_t = 15_000, env = "PGVAULT_PREFETCH_IDLE_MS", hide = true)]
+    pub(crate) idle_ms: u64,
 }
 
 #[derive(Debug, Args)]

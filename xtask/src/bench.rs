@@ -4,7 +4,9 @@
 //! what counts is the ratio of two tools within a round. The budgets are those of the design (docs/benchmarks.md).
 
 mod cluster;
+mod delay;
 mod measure;
+mod replay;
 mod report;
 mod tools;
 
@@ -12,7 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::packages::ensure_programs;
 use crate::run::{cargo, program, run, run_quietly, workspace};
@@ -21,7 +23,10 @@ use report::{Report, Row};
 use tools::Tool;
 
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
+    #[command(subcommand)]
+    other: Option<Other>,
     /// Size of the generated cluster
     #[arg(long, default_value_t = 4)]
     gib: u32,
@@ -42,8 +47,18 @@ pub(crate) struct Bench {
     keep: bool,
 }
 
+/// What else is measured.
+#[derive(Subcommand)]
+enum Other {
+    /// Compare recovery fed by `wal fetch` with recovery fed by `cp`
+    Replay(replay::Replay),
+}
+
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
+        if let Some(Other::Replay(replay)) = &self.other {
+            return replay.run();
+        }
         let rounds = self.rounds.max(1);
         let bin = crate::postgres::ensure(15)?;
         if !self.no_peers {

@@ -2,12 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use super::monitor::Monitor;
-use super::{StreamEvent, StreamOptions};
+use super::{Setting, StreamEvent};
 use crate::postgres::{
     Connection, Lsn, SegmentName, SegmentSize, SlotState, SystemIdentity, TimelineHistory, TimelineId, WalSegNo,
 };
-use crate::vault::Cluster;
 use crate::wal::catalog::Catalog;
 use crate::wal::take;
 use crate::{Error, ErrorKind, Result};
@@ -52,9 +50,8 @@ impl Learnt {
 /// stream from the latter. So does a slot that points at WAL of which the server has just said (`lost`) that it is removed.
 /// Such a slot is replaced by one that keeps WAL from the last checkpoint on.
 pub(super) async fn slot(
+    Setting { options, monitor, .. }: Setting<'_>,
     connection: &mut Connection,
-    options: &StreamOptions,
-    monitor: &Monitor,
     size: SegmentSize,
     server: &Learnt,
 ) -> Result<Option<Lsn>> {
@@ -93,10 +90,8 @@ pub(super) async fn slot(
 /// # Errors
 /// `wal.left_timeline` when another server has taken over; when the server or the store fails.
 pub(super) async fn start_point(
-    cluster: &Cluster,
+    Setting { cluster, options, monitor }: Setting<'_>,
     connection: &mut Connection,
-    options: &StreamOptions,
-    monitor: &Monitor,
     size: SegmentSize,
     identity: &SystemIdentity,
     begin: Lsn,
