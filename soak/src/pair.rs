@@ -93,6 +93,8 @@ impl Pair {
         let address = place.address();
         let mut how = "pg_basebackup";
         if rewind && pgdata.join("PG_VERSION").is_file() {
+            // What it compares is the control file, which hears of a promotion with the first checkpoint after it.
+            let _ = self.sql("checkpoint")?;
             let mut command = place.command(&install.program("pg_rewind")?);
             command.arg("--target-pgdata").arg(&pgdata).arg("--source-server");
             command.arg(format!("host={} port=5432 user=postgres dbname=postgres", address.display()));
@@ -116,10 +118,14 @@ impl Pair {
         Ok(how)
     }
 
+    /// Waits until the standby has what the primary has now: one on another branch looks as if it were streaming, again and again.
     pub(crate) fn wait_for_standby(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
-        let query = "select count(*) from pg_stat_replication where application_name = 'standby' and state = 'streaming'";
-        while self.sql(query)? == "0" {
+        let position = self.sql("select pg_current_wal_lsn()")?;
+        let query = format!(
+            "select coalesce(max(replay_lsn) >= '{position}', false) from pg_stat_replication where application_name = 'standby'"
+        );
+        while self.sql(&query)? != "t" {
             if Instant::now() >= deadline {
                 bail!("the standby does not follow; its log ends with\n{}", self.standby().log_tail());
             }

@@ -277,13 +277,15 @@ impl Soak {
             Event::SlotAdvanced => self.change_slot("pg_replication_slot_advance('pgvault', pg_current_wal_lsn())")?,
             Event::Switchover => {
                 self.pair.wait_for_standby()?;
+                let timeline = self.timeline()?;
                 self.stop_fast()?;
-                said = self.take_over()?;
+                said = self.take_over(timeline)?;
             }
             Event::Failover => {
                 self.pair.wait_for_standby()?;
+                let timeline = self.timeline()?;
                 self.pair.primary().kill9()?;
-                said = self.take_over()?;
+                said = self.take_over(timeline)?;
             }
             Event::SwitchStorm => {
                 for _ in 0..self.random.between(5, 20) {
@@ -389,10 +391,9 @@ impl Soak {
     }
 
     /// The standby becomes the primary, and the old one its standby.
-    fn take_over(&mut self) -> Result<String> {
+    fn take_over(&mut self, left: u32) -> Result<String> {
         self.sleep(Duration::from_millis(300))?;
         let at = Instant::now();
-        let before = self.timeline()?;
         self.pair.promote(&self.place)?;
         let there = rows(self.pair.primary())?;
         let missing = self.ledger.missing(&there, at, Duration::MAX);
@@ -400,7 +401,7 @@ impl Soak {
         let mut said = format!(", {lacking} acknowledged commits had not reached the standby");
         if missing.synchronous > 0 {
             // They waited for the vault, so there they are: on the timeline that was left.
-            let old = self.restored(&["--to", "latest", "--timeline", &before.to_string()])?;
+            let old = self.restored(&["--to", "latest", "--timeline", &left.to_string()])?;
             said += &self.compare("the timeline that was left", &old, at);
         }
         let _ = self.ledger.write_off(&there, at);
@@ -409,11 +410,9 @@ impl Soak {
         Ok(format!("{said}, old primary back by {how}"))
     }
 
-    fn timeline(&mut self) -> Result<u32> {
-        let timeline = self.pair.standby().psql("select received_tli from pg_stat_wal_receiver").unwrap_or_default();
-        let checkpoint = "select timeline_id from pg_control_checkpoint()";
-        let timeline = if timeline.is_empty() { self.pair.standby().psql(checkpoint)? } else { timeline };
-        Ok(timeline.parse()?)
+    fn timeline(&self) -> Result<u32> {
+        let segment = self.pair.sql("select pg_walfile_name(pg_current_wal_lsn())")?;
+        Ok(u32::from_str_radix(segment.get(..8).context("a segment's name begins with its timeline")?, 16)?)
     }
 
     /// The restored primary reaches the end of what the vault has and opens for writing.

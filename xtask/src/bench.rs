@@ -7,12 +7,13 @@ mod cluster;
 mod measure;
 mod report;
 mod tools;
+mod wal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::packages::ensure_programs;
 use crate::run::{cargo, program, run, run_quietly, workspace};
@@ -20,8 +21,17 @@ use cluster::Cluster;
 use report::{Report, Row};
 use tools::Tool;
 
+#[derive(Subcommand)]
+enum What {
+    /// Compare WAL archiving and synchronous commits with pgBackRest and `pg_receivewal`
+    Wal(wal::WalBench),
+}
+
 #[derive(Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Size of the generated cluster
     #[arg(long, default_value_t = 4)]
     gib: u32,
@@ -44,6 +54,9 @@ pub(crate) struct Bench {
 
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
+        if let Some(What::Wal(bench)) = &self.what {
+            return bench.run();
+        }
         let rounds = self.rounds.max(1);
         let bin = crate::postgres::ensure(15)?;
         if !self.no_peers {

@@ -118,7 +118,7 @@ fn paired(a: &[Row], b: &[Row], value: impl Fn(&Row) -> f64) -> Option<f64> {
     (!ratios.is_empty()).then(|| median(ratios))
 }
 
-fn median(values: impl IntoIterator<Item = f64>) -> f64 {
+pub(super) fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
     match values.as_slice() {
