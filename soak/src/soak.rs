@@ -356,6 +356,8 @@ impl Soak {
     /// The primary's host is gone, and the standby's. The vault alone becomes the new primary.
     fn lose_host(&mut self) -> Result<String> {
         let kill_stream = self.stream.is_none() || self.random.one_in(2);
+        // From here on nothing more can arrive.
+        self.disturb();
         if kill_stream && let Some(stream) = self.stream.take() {
             stream.kill9();
         }
