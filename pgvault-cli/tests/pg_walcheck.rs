@@ -92,6 +92,7 @@ struct Story {
     site: Site,
     server: Server,
     backup: Value,
+    later: Value,
     begin: Lsn,
     fork: Lsn,
 }
@@ -124,14 +125,15 @@ fn story() -> Story {
     assert_eq!(server.wait_until_paused_or_promoted(PATIENCE).unwrap(), Outcome::Promoted);
     let stream = stream_attached(&site, &server);
     load(&server, 3);
+    let later = site.backup("local");
     let _ = switch_and_archive(&server);
     assert_eq!(stream.terminate(), Some(0));
-    Story { site, server, backup, begin, fork }
+    Story { site, server, backup, later, begin, fork }
 }
 
 #[test]
 fn h14_an_archive_is_whole_or_what_is_missing_and_damaged_is_named() {
-    let Story { site, server, backup, begin, fork } = story();
+    let Story { site, server, backup, later, begin, fork } = story();
     let clean = check(&site, &[]).ok().json();
     let _ = check(&site, &["--deep"]).ok();
     let timelines = list(&clean, "timelines");
@@ -178,7 +180,26 @@ fn h14_an_archive_is_whole_or_what_is_missing_and_damaged_is_named() {
         // A record that begins before the gap and ends in it is not there.
         assert!(gaps[0]["from_time"].as_str() <= before.as_deref() && gaps[0]["from_time"].is_string(), "{report}: {before:?}");
         assert_eq!(gaps[0]["to_time"].as_str(), behind.as_deref(), "{report}");
-        site.pgv(&["wal", "check"]).expect(4).says("GAP timeline 1: WAL from").says("the last transaction before it ended at");
+        site.pgv(&["wal", "check"])
+            .expect(4)
+            .says(&format!("GAP WAL from {from} to {to} of timeline 1 is missing"))
+            .says("the last transaction before it ended at");
+        // `list` knows the same from the footers, and no restore crosses it.
+        let listed = site.summary(&["list"]);
+        let listed = &list(&listed, "gaps")[0];
+        assert_eq!((at(&listed["from"]), at(&listed["to"])), (from, to));
+        assert!(listed["from_time"].is_string() && listed["to_time"].is_string(), "{listed}");
+        site.pgv(&["status"]).ok().says(&format!("gap: WAL from {from} to {to} of timeline 1 is missing; the last"));
+        let target = format!("lsn:{}", Lsn(from.0 + MIB / 2));
+        for target in ["latest", &target, "xid:999999"] {
+            let ran = site.restore_into(&site.path("refused"), target, &["--timeline", "1"]).expect(5);
+            if !target.starts_with("xid") {
+                let _ = ran.says(&format!("WAL from {from} to {to} of timeline 1 is missing")).says("nearest: ");
+            }
+        }
+        let ran = site.restore_into(&site.path("refused"), &target, &["--timeline", "2"]).expect(5);
+        let _ =
+            ran.says("nearest: the last position is").says("; the first moment that").says(later["backup_id"].as_str().unwrap());
         for path in &paths {
             fs::rename(hidden.join(path.file_name().unwrap()), path).unwrap();
         }

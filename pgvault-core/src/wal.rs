@@ -20,3 +20,6 @@ pub mod spool;
 pub mod stream;
 pub mod take;
 pub mod verify;
+
+#[cfg(test)]
+mod testdata;

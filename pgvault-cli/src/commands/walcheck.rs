@@ -3,7 +3,6 @@
 use pgvault_core::Result;
 use pgvault_core::postgres::{Lsn, TimelineId};
 use pgvault_core::vault::{Cluster, snapshot};
-use pgvault_core::wal::gap::TimedGap;
 use pgvault_core::wal::verify::{VerifyOptions, WalReport, verify};
 use serde_json::json;
 
@@ -46,7 +45,7 @@ fn show(printer: &Printer, report: &WalReport) {
         ));
     }
     for gap in &report.gaps {
-        printer.line(format_args!("GAP {}", describe(gap)));
+        printer.line(format_args!("GAP {gap}"));
     }
     for damage in &report.damage {
         let at = damage.lsn.map_or(String::new(), |lsn| format!(" at {lsn}"));
@@ -72,6 +71,7 @@ fn show(printer: &Printer, report: &WalReport) {
                 "to_lsn": gap.to,
                 "from_time": gap.from_time,
                 "to_time": gap.to_time,
+                "recorded_at": gap.recorded_at,
             })
         })
         .collect();
@@ -82,15 +82,4 @@ fn show(printer: &Printer, report: &WalReport) {
         "damage": report.damage,
         "bytes": report.bytes,
     }));
-}
-
-/// A gap, with the times around it.
-pub(crate) fn describe(gap: &TimedGap) -> String {
-    let times = match (gap.from_time, gap.to_time) {
-        (Some(from), Some(to)) => format!("; the last transaction before it ended at {from}, the first behind it at {to}"),
-        (Some(from), None) => format!("; the last transaction before it ended at {from}"),
-        (None, Some(to)) => format!("; the first transaction behind it ended at {to}"),
-        (None, None) => String::new(),
-    };
-    format!("timeline {}: WAL from {} to {} is missing{times}", gap.timeline, gap.from, gap.to)
 }

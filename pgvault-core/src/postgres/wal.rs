@@ -19,7 +19,7 @@ mod scan;
 
 use jiff::Timestamp;
 
-pub use check::{PassedEnd, WalChecker, WalFault};
+pub use check::{PassedEnd, PassedEnds, WalChecker, WalFault};
 pub use record::{Records, RestorePoint, ScanEnd, StopReason, TransactionEnd, WalRecord};
 pub use scan::{SegmentScan, SegmentScanner, TransactionSpan, find_transaction, record_begins_at, scan_segment, transactions_from};
 
@@ -75,7 +75,8 @@ impl WalPageHeader {
         plausible.then_some(header)
     }
 
-    fn continues_record(self) -> bool {
+    /// True when the page begins with the rest of a record.
+    pub fn continues_record(self) -> bool {
         self.flags & CONTINUES_RECORD != 0
     }
 

@@ -42,6 +42,17 @@ pub struct PassedEnd {
     pub time: Timestamp,
 }
 
+/// Transactions that ended in a stretch of WAL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PassedEnds {
+    /// The first.
+    pub first: PassedEnd,
+    /// The last.
+    pub last: PassedEnd,
+    /// The one with the latest time, the later one of equals. Times are nearly but not quite in the order of records.
+    pub latest: PassedEnd,
+}
+
 /// Checks the WAL of one timeline's lineage, given in order and in pieces of any size.
 #[derive(Debug, Clone)]
 pub struct WalChecker {
@@ -73,8 +84,8 @@ pub struct WalChecker {
     faults: Vec<WalFault>,
     records: u64,
     last_record: Option<Lsn>,
-    /// Transaction ends since the last [`WalChecker::take_ends`]: the first and the last.
-    ends: Option<(PassedEnd, PassedEnd)>,
+    /// Transaction ends since the last [`WalChecker::take_ends`].
+    ends: Option<PassedEnds>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -248,8 +259,8 @@ impl WalChecker {
         std::mem::take(&mut self.faults)
     }
 
-    /// The first and the last transaction that ended since the last call.
-    pub fn take_ends(&mut self) -> Option<(PassedEnd, PassedEnd)> {
+    /// The transactions that ended since the last call.
+    pub fn take_ends(&mut self) -> Option<PassedEnds> {
         self.ends.take()
     }
 
@@ -604,7 +615,9 @@ impl WalChecker {
             let time = main_data().and_then(|offset| i64_at(bytes, offset)).and_then(timestamp_from_pg);
             if let Some(time) = time {
                 let end = PassedEnd { lsn: open.lsn, time };
-                self.ends = Some((self.ends.map_or(end, |(first, _)| first), end));
+                let before = self.ends.unwrap_or(PassedEnds { first: end, last: end, latest: end });
+                let latest = if end.time >= before.latest.time { end } else { before.latest };
+                self.ends = Some(PassedEnds { last: end, latest, ..before });
             }
         }
     }
@@ -668,7 +681,7 @@ mod tests {
             assert_eq!((checker.position(), checker.end()), (Lsn(0xD0_0000), Lsn(0xD0_0000)));
             assert_eq!(checker.records(), scans.iter().map(|scan| scan.records).sum::<u64>());
             assert_eq!(checker.last_record(), scans[4].last_record);
-            let (first, last) = checker.take_ends().unwrap();
+            let PassedEnds { first, last, .. } = checker.take_ends().unwrap();
             assert_eq!((first.time, last.time), (ends[0].first_time, ends[ends.len() - 1].last_time));
             assert_eq!(last.lsn, ends[ends.len() - 1].last_lsn);
         }
