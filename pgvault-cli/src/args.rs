@@ -129,8 +129,13 @@ pub(crate) enum WalCommand {
     Push(PushArgs),
     /// `restore_command` = 'pgvault --config FILE wal fetch "%f" "%p"'
     Fetch(FetchArgs),
+    /// Fetch ahead of a recovering server; started by `wal fetch`
+    #[command(hide = true)]
+    Prefetch(PrefetchArgs),
     /// Stream WAL from a replication slot into the vault until stopped
     Stream(StreamArgs),
+    /// Read the whole archive and check that it is contiguous and right: every page, every record, every joint
+    Check(WalCheckArgs),
 }
 
 #[derive(Debug, Args)]
@@ -152,6 +157,15 @@ pub(crate) struct FetchArgs {
 }
 
 #[derive(Debug, Args)]
+pub(crate) struct PrefetchArgs {
+    #[command(flatten)]
+    pub(crate) fetch: FetchArgs,
+    /// Ends when the server has asked for nothing for so long
+    #[arg(long, default_value_t = 15_000, env = "PGVAULT_PREFETCH_IDLE_MS", hide = true)]
+    pub(crate) idle_ms: u64,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct StreamArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
@@ -161,6 +175,24 @@ pub(crate) struct StreamArgs {
     /// Serve /metrics, /status, /healthz and /readyz here, without protection: 127.0.0.1:9187
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics_listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalCheckArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Begin at this position, or where this backup begins
+    #[arg(long, value_name = "LSN|BACKUP-ID")]
+    pub(crate) from: Option<String>,
+
+    /// Only this timeline
+    #[arg(long, value_name = "N")]
+    pub(crate) timeline: Option<u32>,
+
+    /// Also compare what is stored twice: parts with the segment that followed them
+    #[arg(long)]
+    pub(crate) deep: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -42,6 +42,16 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
+    match &cli.command {
+        // PostgreSQL waits: what lies in the cache needs neither runtime nor vault.
+        Command::Wal(WalCommand::Fetch(args)) => {
+            if let Some(status) = commands::wal::prefetch::cached(cli, args) {
+                return Ok(status);
+            }
+        }
+        Command::Wal(WalCommand::Prefetch(_)) if commands::wal::prefetch::detach() => return Ok(exit::Status::Done),
+        _ => {}
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(|e| {
         pgvault_core::Error::new(pgvault_core::ErrorKind::Failed, "runtime", format!("start the async runtime: {e}"))
     })?;
@@ -51,7 +61,9 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Backup(args) => commands::backup::run(cli, printer, args).await,
             Command::Wal(WalCommand::Push(args)) => commands::wal::push(cli, printer, args).await,
             Command::Wal(WalCommand::Fetch(args)) => commands::wal::fetch(cli, printer, args).await,
-            Command::Wal(WalCommand::Stream(args)) => Box::pin(commands::stream::run(cli, printer, args)).await,
+            Command::Wal(WalCommand::Prefetch(args)) => commands::wal::prefetch::run(cli, args).await,
+            Command::Wal(WalCommand::Stream(args)) => Box::pin(commands::wal::stream::run(cli, printer, args)).await,
+            Command::Wal(WalCommand::Check(args)) => Box::pin(commands::wal::check::run(cli, printer, args)).await,
             Command::Restore(args) => commands::restore::run(cli, printer, args).await,
             Command::List(args) => commands::list::run(cli, printer, args).await,
             Command::Status(args) => commands::status::run(cli, printer, args).await,

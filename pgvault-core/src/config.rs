@@ -98,6 +98,12 @@ pub struct WalConfig {
     /// `wal_receiver_timeout`.
     #[serde(deserialize_with = "load::duration")]
     pub receive_timeout: Duration,
+    /// Files that one `wal push` stores at most: the one that PostgreSQL names, and others that wait. 0 and 1 for that one alone.
+    pub push_batch: u32,
+    /// Segments that are fetched ahead of a recovering server; 0 for none.
+    pub prefetch: u32,
+    /// Folder that they lie in until then, outside of every data directory; below the system's temporary one when not given.
+    pub prefetch_dir: Option<PathBuf>,
 }
 
 impl Default for WalConfig {
@@ -110,6 +116,9 @@ impl Default for WalConfig {
             spool_limit: 1 << 30,
             durability: Durability::Vault,
             receive_timeout: Duration::from_secs(60),
+            push_batch: 0,
+            prefetch: 8,
+            prefetch_dir: None,
         }
     }
 }

@@ -108,7 +108,7 @@
 //!
 //! # Features
 //!
-//! There are no Cargo features. The stores of this version are a local directory and memory; any other that implements
+//! There are no Cargo features. The stores of this version are a local directory, S3 (experimental) and memory; any other that implements
 //! `object_store`'s trait and refuses to create a name twice can be passed to [`Store::new`](vault::store::Store::new).
 
 pub mod backup;

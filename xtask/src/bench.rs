@@ -4,7 +4,9 @@
 //! what counts is the ratio of two tools within a round. The budgets are those of the design (docs/benchmarks.md).
 
 mod cluster;
+mod delay;
 mod measure;
+mod replay;
 mod report;
 mod tools;
 mod wal;
@@ -21,17 +23,11 @@ use cluster::Cluster;
 use report::{Report, Row};
 use tools::Tool;
 
-#[derive(Subcommand)]
-enum What {
-    /// Compare WAL archiving and synchronous commits with pgBackRest and `pg_receivewal`
-    Wal(wal::WalBench),
-}
-
 #[derive(Args)]
 #[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Bench {
     #[command(subcommand)]
-    what: Option<What>,
+    other: Option<Other>,
     /// Size of the generated cluster
     #[arg(long, default_value_t = 4)]
     gib: u32,
@@ -52,10 +48,21 @@ pub(crate) struct Bench {
     keep: bool,
 }
 
+/// What else is measured.
+#[derive(Subcommand)]
+enum Other {
+    /// Compare recovery fed by `wal fetch` with recovery fed by `cp`
+    Replay(replay::Replay),
+    /// Compare WAL archiving and synchronous commits with pgBackRest and `pg_receivewal`
+    Wal(wal::WalBench),
+}
+
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
-        if let Some(What::Wal(bench)) = &self.what {
-            return bench.run();
+        match &self.other {
+            Some(Other::Replay(replay)) => return replay.run(),
+            Some(Other::Wal(bench)) => return bench.run(),
+            None => {}
         }
         let rounds = self.rounds.max(1);
         let bin = crate::postgres::ensure(15)?;

@@ -21,12 +21,19 @@ const NOT_IN_CORE: [(&str, &str); 6] = [
     ("async-std", "one async runtime: tokio"),
 ];
 
+/// The version besides 15 that all of CI sees: slots and walsenders changed most between the
+/// two (a lost slot is refused, invalidation has other reasons).
+const SECOND: u32 = 17;
+
+/// What talks to a server for longer than a backup does, and so feels the difference between versions.
+const SECOND_TESTS: [&str; 8] = ["pg_fetch", "pg_promotion", "pg_push", "pg_rpo", "pg_slot", "pg_stream", "pg_wal", "pg_walcheck"];
+
 #[derive(Args)]
 pub(crate) struct Test {
     /// PostgreSQL to test against: a major version, or `all`
     ///
-    /// The whole of CI runs against 15 (`all` included); for any other version only the tests that talk to PostgreSQL
-    /// (`tests/pg_*.rs`) run.
+    /// The whole of CI runs against 15 (`all` included), and its WAL tests against 17 as well; for any other version only the tests
+    /// that talk to PostgreSQL (`tests/pg_*.rs`) run.
     #[arg(long, default_value = "15")]
     pg: Versions,
     /// Only tests whose name contains this, and no other step
@@ -69,6 +76,9 @@ impl Test {
         let whole = matches!(self.pg, Versions::All | Versions::One(15));
         if whole {
             self.everything(&mut steps)?;
+        }
+        if self.pg == Versions::One(15) && self.filter.is_none() {
+            self.wal_against_the_second(&mut steps)?;
         }
         for version in self.pg.list().into_iter().filter(|version| *version != 15) {
             self.against(version, &mut steps)?;
@@ -118,6 +128,26 @@ impl Test {
             let mut tests = cargo();
             tests.args(["test", "--workspace", "--no-fail-fast"]);
             run(self.with_server(&mut tests, version, &folder))
+        });
+        Ok(())
+    }
+
+    fn wal_against_the_second(&self, steps: &mut Steps) -> Result<()> {
+        let folder = match postgres::ensure(SECOND) {
+            Ok(folder) => folder,
+            // CI must have it. Elsewhere it needs root to be unpacked.
+            Err(error) if std::env::var_os("CI").is_some() => return Err(error),
+            Err(error) => {
+                Steps::skip(&format!("WAL tests, PostgreSQL {SECOND}"), &format!("{error:#}"));
+                return Ok(());
+            }
+        };
+        println!("testing against {}", postgres::version_line(&folder)?);
+        steps.step(&format!("WAL tests, PostgreSQL {SECOND}"), || {
+            let mut tests = cargo();
+            tests.args(["test", "-p", "pgvault-cli", "--no-fail-fast"]);
+            tests.args(SECOND_TESTS.iter().flat_map(|name| ["--test", name]));
+            run(self.with_server(&mut tests, SECOND, &folder))
         });
         Ok(())
     }

@@ -1,8 +1,13 @@
 //! `pgvault wal push | fetch`
 
+pub(crate) mod check;
+pub(crate) mod prefetch;
+pub(crate) mod stream;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgvault_core::env::Env;
 use pgvault_core::postgres::{ParseError, SegmentHeader, SystemId, WalFileName};
 use pgvault_core::wal::fetch::{self, Fetched};
 use pgvault_core::wal::push::{self, Pushed};
@@ -20,11 +25,21 @@ const FETCH_PATIENCE: Duration = Duration::from_secs(60);
 pub(crate) async fn push(cli: &Cli, printer: &Printer, args: &PushArgs) -> Result<Status> {
     let context = Context::load(cli)?;
     let cluster = context.open(&args.cluster, archived_system_id(&args.path)).await.map_err(|error| foreign(error, &args.path))?;
-    let pushed = push::push(&cluster, &args.path).await?;
+    let limit = context.cluster(&args.cluster)?.1.wal.push_batch;
+    let (pushed, others) = if limit > 1 {
+        let batch = push::batch(&cluster, &args.path, limit).await;
+        // PostgreSQL names each of them later, and is told then.
+        for (path, error) in batch.others.iter().filter_map(|(path, sent)| Some((path, sent.as_ref().err()?))) {
+            tracing::warn!(path = %path.display(), %error, "not stored yet");
+        }
+        (batch.asked?, batch.others.iter().filter(|(_, sent)| matches!(sent, Ok(Pushed::Stored))).count())
+    } else {
+        (push::push(&cluster, &args.path).await?, 0)
+    };
     if pushed == Pushed::AlreadyThere {
         tracing::info!(path = %args.path.display(), "already in the vault with the same contents");
     }
-    printer.summary(&json!({ "path": args.path, "already_there": pushed == Pushed::AlreadyThere }));
+    printer.summary(&json!({ "path": args.path, "already_there": pushed == Pushed::AlreadyThere, "others_stored": others }));
     Ok(Status::Done)
 }
 
@@ -54,8 +69,13 @@ pub(crate) async fn fetch(cli: &Cli, printer: &Printer, args: &FetchArgs) -> Res
     let attempt = async || {
         let context = Context::load(cli)?;
         let cluster = context.open(&args.cluster, None).await?;
-        fetch::fetch(&cluster, file, &args.destination).await
+        let fetched = fetch::fetch(&cluster, file, &args.destination).await?;
+        if fetched == Fetched::Written && matches!(file, WalFileName::Segment(_)) {
+            prefetch::start(&context, args);
+        }
+        Ok::<_, Error>(fetched)
     };
+    let mut failures = 0;
     loop {
         match attempt().await {
             Ok(Fetched::Written) => return Ok(Status::Done),
@@ -64,10 +84,20 @@ pub(crate) async fn fetch(cli: &Cli, printer: &Printer, args: &FetchArgs) -> Res
                 return Ok(Status::EndOfArchive);
             }
             Err(error) if error.is_transient() && began.elapsed() < FETCH_PATIENCE => {
-                tracing::warn!(%file, %error, "fetch failed, trying again");
-                tokio::time::sleep(Duration::from_secs(1)).await;
+                let pause = pause(failures).min(FETCH_PATIENCE.saturating_sub(began.elapsed()));
+                failures += 1;
+                tracing::warn!(%file, %error, ?pause, "fetch failed, trying again");
+                tokio::time::sleep(pause).await;
             }
             Err(error) => return Err(error),
         }
     }
+}
+
+/// Half a second, doubled with every failure up to eight, and each between half of that and all of it: many servers whose store was
+/// away shall not all come back at the same moment.
+fn pause(failures: u32) -> Duration {
+    let longest = Duration::from_millis(500).saturating_mul(1 << failures.min(4));
+    let random: [u8; 1] = Env::default().random().unwrap_or([128]);
+    longest / 2 + longest.mul_f64(f64::from(random[0]) / 512.0)
 }

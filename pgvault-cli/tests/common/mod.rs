@@ -86,11 +86,15 @@ impl Running {
     }
 
     /// Asks it to end, and waits.
-    pub fn terminate(mut self) -> Option<i32> {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal a child");
+    pub fn terminate(self) -> Option<i32> {
+        self.signal(rustix::process::Signal::TERM);
+        self.ended(Duration::from_secs(20))
+    }
+
+    /// Waits for it to end by itself.
+    pub fn ended(mut self, timeout: Duration) -> Option<i32> {
         let mut code = None;
-        wait_until("a child has ended", Duration::from_secs(20), || {
+        wait_until("a child has ended", timeout, || {
             let ended = self.child.try_wait().expect("wait for a child");
             code = ended.and_then(|status| status.code());
             ended.is_some()
@@ -111,6 +115,35 @@ impl Running {
 
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// The most memory that it has had, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap_or_default();
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("VmHWM in kB") << 10
+    }
+
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::Pid::from_child(&self.child), signal).expect("signal a child");
+    }
+
+    /// Asks the endpoint that a stream has announced in its log: the status code and the body.
+    #[track_caller]
+    pub fn http(&self, path: &str) -> (u16, String) {
+        use std::io::{Read, Write};
+        let mut address = None;
+        wait_until("the endpoint is announced", Duration::from_secs(20), || {
+            let log = self.log();
+            address = log.split("http://").nth(1).and_then(|rest| rest.split('/').next()).map(ToOwned::to_owned);
+            address.is_some()
+        });
+        let mut socket = std::net::TcpStream::connect(address.unwrap_or_default()).expect("connect to the endpoint");
+        write!(socket, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").expect("ask the endpoint");
+        let mut answer = String::new();
+        let _ = socket.read_to_string(&mut answer).expect("an answer of the endpoint");
+        let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
+        (head.split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status code"), body.to_owned())
     }
 }
 
@@ -226,6 +259,24 @@ impl Site {
         let _ = self.write("pgvault.toml", text);
     }
 
+    /// Gives the cluster's `[cluster.main.wal]` these lines, and no others.
+    pub fn wal_settings(&self, lines: &str) {
+        let text = fs::read_to_string(&self.config).expect("read the configuration");
+        let before = text.split("\n[cluster.main.wal]").next().unwrap_or_default();
+        let _ = self.write("pgvault.toml", format!("{before}\n[cluster.main.wal]\n{lines}\n"));
+    }
+
+    /// Takes the vault's WAL away from writers, or gives it back; it can be read all the time.
+    pub fn refuse_wal(&self, refuse: bool) {
+        let all = files_below(&self.vault());
+        let folders: std::collections::BTreeSet<_> =
+            all.iter().filter_map(|file| file.parent()).filter(|folder| folder.to_string_lossy().contains("/wal")).collect();
+        assert!(!folders.is_empty(), "there is no WAL yet");
+        for folder in folders {
+            fs::set_permissions(folder, fs::Permissions::from_mode(if refuse { 0o500 } else { 0o700 })).expect("set permissions");
+        }
+    }
+
     /// Makes a cluster, its configuration and its vault, and starts it.
     pub fn start(&self, builder: ServerBuilder) -> Server {
         let mut server = builder.create().expect("initdb");
@@ -315,10 +366,16 @@ impl Site {
 
     /// Starts `wal stream`; its output goes to files for the moment when a test fails.
     pub fn stream(&self) -> Running {
+        self.stream_with(&[])
+    }
+
+    /// As [`Site::stream`], with more arguments.
+    pub fn stream_with(&self, more: &[&str]) -> Running {
         let log = self.fresh("stream.log");
         let file = fs::File::create(&log).expect("create a log");
         let errors = file.try_clone().expect("open a log twice");
         let mut command = self.pgvault(&["wal", "stream"]);
+        command.args(more);
         command.stdin(Stdio::null()).stdout(file).stderr(errors);
         Running { child: command.spawn().expect("start wal stream"), log: Some(log) }
     }

@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::TryStreamExt;
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::path::Path;
+use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
 
 use crate::env::Env;
@@ -87,15 +89,18 @@ impl Store {
         Self::new(Arc::new(object_store::memory::InMemory::new()), "memory:///", StoreOptions::default())
     }
 
-    /// Opens `file:///path` or `memory:///`.
+    /// Opens `file:///path`, `s3://bucket/prefix` or `memory:///`.
     ///
     /// A directory is created when it is missing and its parent exists; every write to it is fsynced before it is
-    /// acknowledged.
+    /// acknowledged. Credentials, region and endpoint of S3 come from the standard environment variables (`AWS_*`); plain HTTP is
+    /// refused unless `AWS_ALLOW_HTTP` is `true`.
     ///
     /// # Errors
     /// When the address is malformed or of a kind this build does not support.
     pub fn open(address: &str, options: StoreOptions) -> Result<Self> {
-        let usage = |why: String| Error::new(ErrorKind::Usage, "vault.url", why).with_hint("use file:///absolute/path");
+        let usage = |why: String| {
+            Error::new(ErrorKind::Usage, "vault.url", why).with_hint("use file:///absolute/path or s3://bucket/prefix")
+        };
         let url = url::Url::parse(address).map_err(|e| usage(format!("vault.url `{address}` is not a URL: {e}")))?;
         match url.scheme() {
             "memory" => Ok(Self::new(Arc::new(object_store::memory::InMemory::new()), address, options)),
@@ -111,9 +116,38 @@ impl Store {
                     .with_fsync(true);
                 Ok(Self { directory: Some(path), ..Self::new(Arc::new(local), address, options) })
             }
+            "s3" => {
+                let bucket = url.host_str().filter(|bucket| !bucket.is_empty());
+                let bucket = bucket.ok_or_else(|| usage(format!("vault.url `{address}` names no bucket")))?;
+                if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
+                    return Err(usage("vault.url may name a bucket and a prefix only; keys and endpoint come from `AWS_*`".into()));
+                }
+                let prefix = Path::from_url_path(url.path()).map_err(|e| usage(format!("vault.url: {e}")))?;
+                // This module repeats what fails; two nested loops would multiply their patience (T24).
+                let no_retries = object_store::RetryConfig { max_retries: 0, ..object_store::RetryConfig::default() };
+                let timeout = AmazonS3ConfigKey::Client(object_store::ClientConfigKey::Timeout);
+                let builder = AmazonS3Builder::from_env()
+                    .with_bucket_name(bucket)
+                    .with_conditional_put(S3ConditionalPut::ETagMatch)
+                    .with_retry(no_retries)
+                    .with_config(timeout, format!("{} seconds", options.request_timeout.as_secs()));
+                // The client's own refusal comes with each request, and looks like an outage.
+                let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap_or_default();
+                let allow = builder.get_config_value(&AmazonS3ConfigKey::Client(object_store::ClientConfigKey::AllowHttp));
+                if endpoint.starts_with("http://") && allow.as_deref() != Some("true") {
+                    return Err(usage(format!("the endpoint {endpoint} is not encrypted"))
+                        .with_hint("use https, or set AWS_ALLOW_HTTP=true for a store on this machine"));
+                }
+                let s3 = builder.build().map_err(|e| {
+                    usage(format!("open {address}: {e}")).with_hint(
+                        "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for a store that is not Amazon's",
+                    )
+                })?;
+                Ok(Self::new(Arc::new(PrefixStore::new(s3, prefix)), address, options))
+            }
             other => {
                 Err(Error::new(ErrorKind::Usage, "vault.url", format!("vault.url: `{other}://` is not supported by this build"))
-                    .with_hint("use file:///absolute/path"))
+                    .with_hint("use file:///absolute/path or s3://bucket/prefix"))
             }
         }
     }
@@ -201,7 +235,7 @@ impl Store {
 
     /// Makes an object durable that was found and not written by this call: that it can be read does not mean that it would
     /// survive a power failure. Only a local directory has this difference.
-    async fn settle(&self, name: &str) -> Result<()> {
+    pub(crate) async fn settle(&self, name: &str) -> Result<()> {
         let Some(root) = &self.directory else { return Ok(()) };
         let path = root.join(name);
         let synced = tokio::task::spawn_blocking(move || {
@@ -431,4 +465,23 @@ fn info(meta: &object_store::ObjectMeta) -> Result<ObjectInfo> {
     let last_modified = jiff::Timestamp::from_millisecond(meta.last_modified.timestamp_millis())
         .map_err(|e| Error::new(ErrorKind::Storage, "store.time", format!("{}: {e}", meta.location)))?;
     Ok(ObjectInfo { name: meta.location.to_string(), size: meta.size, last_modified })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_in_s3_is_a_bucket_and_a_prefix() {
+        let open = |address: &str| Store::open(address, StoreOptions::default());
+        assert_eq!(open("s3://bucket/some/prefix").unwrap().location(), "s3://bucket/some/prefix");
+        assert!(open("s3://bucket").is_ok());
+        for bad in
+            ["s3:///prefix", "s3://key:secret@bucket/prefix", "s3://bucket/prefix?endpoint=x", "s3://bucket/#x", "gs://bucket"]
+        {
+            let error = open(bad).unwrap_err();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Usage, "vault.url"), "{bad}");
+            assert!(!error.to_string().contains("secret"), "{error}");
+        }
+    }
 }

@@ -4,13 +4,26 @@
 //! catalog proves that nothing the server could still need exists; everything else is an error, and an error must stop
 //! the server (facts: exit codes 1 to 125 promote, 126 and above are fatal).
 
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
+
+use futures::StreamExt;
+use tokio::sync::Semaphore;
 
 use super::catalog::{self, Catalog};
 use super::object::{self, WalName};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::vault::{Cluster, layout};
 use crate::{Error, ErrorKind, Result};
+
+/// Parts of one segment that are read at the same time. A segment that was streamed has one for every flush: thousands.
+const PARTS_AT_ONCE: usize = 16;
+
+/// KiB of parts that may be in memory before they are put together.
+const PARTS_KIB: u32 = 64 << 10;
 
 /// What a fetch found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,16 +40,33 @@ pub enum Fetched {
 /// In every case but proven absence; see the [module documentation](self).
 pub async fn fetch(cluster: &Cluster, file: WalFileName, destination: &Path) -> Result<Fetched> {
     let Some(bytes) = contents(cluster, file).await? else { return Ok(Fetched::EndOfArchive) };
-    let temporary = destination.with_extension("pgvault-tmp");
-    let written = async {
-        tokio::fs::write(&temporary, &bytes).await?;
-        tokio::fs::rename(&temporary, destination).await
-    };
-    if let Err(e) = written.await {
-        let _ = tokio::fs::remove_file(&temporary).await;
-        return Err(Error::io("write", destination, e));
-    }
+    let to = destination.to_path_buf();
+    let placed = tokio::task::spawn_blocking(move || place(&to, &bytes).map_err(|e| Error::io("write", &to, e)));
+    placed.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
     Ok(Fetched::Written)
+}
+
+/// Writes a file whole or not at all, also when somebody else writes the same one.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn place(destination: &Path, bytes: &[u8]) -> io::Result<()> {
+    // Always the same name, so that a program that was killed leaves one file at most, which the next one takes over.
+    let temporary = destination.with_extension("pgvault-tmp");
+    let mut file = loop {
+        let file = File::options().write(true).create(true).truncate(false).open(&temporary)?;
+        rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive)?;
+        // Who held the lock has moved the file to its place: that one is not ours to write to.
+        let found = std::fs::symlink_metadata(&temporary);
+        if found.is_ok_and(|found| file.metadata().is_ok_and(|own| (own.dev(), own.ino()) == (found.dev(), found.ino()))) {
+            break file;
+        }
+    };
+    let written = file.set_len(0).and_then(|()| file.write_all(bytes)).and_then(|()| std::fs::rename(&temporary, destination));
+    if written.is_err() {
+        let _ = std::fs::remove_file(&temporary);
+    }
+    written
 }
 
 /// The file's bytes, or `None` when the catalog proves that nothing later exists.
@@ -81,14 +111,7 @@ async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Opti
         return object::read(cluster, WalName::File(WalFileName::Segment(segment))).await.map(|(_, bytes)| Some(bytes));
     }
     if covered > 0 && (later.is_none() || covered == size.bytes()) {
-        let mut bytes = Vec::new();
-        for (from, to) in own.chain(segment) {
-            let (_, part) = object::read(cluster, WalName::Part { segment, from, to }).await?;
-            splice(&mut bytes, from, &part).map_err(|why| {
-                Error::new(ErrorKind::Corrupt, "wal.diverged", format!("{segment}: the part from {from:#X} on {why}"))
-                    .with_hint("two servers have written this segment; `pgvault check` names the objects")
-            })?;
-        }
+        let mut bytes = assemble(cluster, segment, own.chain(segment)).await?;
         // Zeroes are what PostgreSQL finds behind the end of WAL.
         bytes.resize(usize::try_from(size.bytes()).unwrap_or(usize::MAX), 0);
         let _ = object::check_segment(cluster, segment, &bytes)?;
@@ -104,6 +127,32 @@ async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Opti
                 .with_hint("recovery cannot cross the gap; restore to a point before it, or from a backup taken after it"))
         }
     }
+}
+
+/// Reads parts, several at once, and puts them together in their order.
+async fn assemble(cluster: &Cluster, segment: SegmentName, chain: Vec<(u32, u32)>) -> Result<Vec<u8>> {
+    let memory = Arc::new(Semaphore::new(PARTS_KIB as usize));
+    let read = |(from, to): (u32, u32)| {
+        let memory = memory.clone();
+        async move {
+            let closed = |e: tokio::sync::AcquireError| Error::new(ErrorKind::Failed, "task", e.to_string());
+            let kib = (to.saturating_sub(from) / 1024).clamp(1, PARTS_KIB);
+            // Given back when the part has been taken over.
+            let held = memory.acquire_many_owned(kib).await.map_err(closed)?;
+            let (_, part) = object::read(cluster, WalName::Part { segment, from, to }).await?;
+            Ok::<_, Error>((from, part, held))
+        }
+    };
+    let mut parts = futures::stream::iter(chain.into_iter().map(read)).buffered(PARTS_AT_ONCE);
+    let mut bytes = Vec::new();
+    while let Some(part) = parts.next().await {
+        let (from, part, _held) = part?;
+        splice(&mut bytes, from, &part).map_err(|why| {
+            Error::new(ErrorKind::Corrupt, "wal.diverged", format!("{segment}: the part from {from:#X} on {why}"))
+                .with_hint("two servers have written this segment; `pgvault check` names the objects")
+        })?;
+    }
+    Ok(bytes)
 }
 
 /// Appends a part, which may overlap with what is there but must not differ from it.
@@ -194,7 +243,7 @@ mod tests {
     use super::*;
     use crate::crypto::slot::{Unlock, Wrap};
     use crate::env::Env;
-    use crate::postgres::SegmentHeader;
+    use crate::postgres::{SegmentHeader, scan_segment};
     use crate::vault::Vault;
     use crate::vault::layout::ClusterName;
     use crate::vault::store::Store;
@@ -211,22 +260,67 @@ mod tests {
         assert_eq!(bytes, b"abcdef");
     }
 
+    fn unpacked(name: &str) -> Vec<u8> {
+        let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/postgres").join(format!("{name}.zst"));
+        zstd::stream::decode_all(File::open(packed).unwrap()).unwrap()
+    }
+
+    async fn cluster_of(bytes: &[u8]) -> Cluster {
+        let header = SegmentHeader::parse(bytes).unwrap();
+        let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
+        let name = ClusterName::new("main", header.system_identifier).unwrap();
+        assert!(vault.create_cluster(&name, &[Wrap::Passphrase("test".into())]).await.unwrap());
+        vault.unlock(&name, &Unlock::Passphrase("test".into())).await.unwrap()
+    }
+
+    /// A segment that was streamed and never completed has a part for every flush.
+    #[tokio::test]
+    async fn the_last_segment_is_put_together_from_hundreds_of_parts() {
+        let bytes = unpacked("000000010000000000000008");
+        let (cluster, header) = (cluster_of(&bytes).await, SegmentHeader::parse(&bytes).unwrap());
+        let segment = "000000010000000000000008".parse().unwrap();
+        let (step, end) = (700, 200_000_usize);
+        for from in (0..end).step_by(step) {
+            // Overlaps, as after a reconnect.
+            let start = u32::try_from(from.saturating_sub(from % 3 * 100)).unwrap();
+            let prefix = &bytes[..(from + step).min(end)];
+            let scan = scan_segment(prefix, header.start, header.segment_size).unwrap();
+            let part = object::seal_part(&cluster, segment, start, &prefix[start as usize..], &scan).unwrap();
+            let _ = cluster.put(&part).await.unwrap();
+        }
+        let got = contents(&cluster, WalFileName::Segment(segment)).await.unwrap().unwrap();
+        assert!(got[..end] == bytes[..end] && got[end..].iter().all(|byte| *byte == 0) && got.len() == bytes.len());
+    }
+
+    #[test]
+    fn a_file_is_placed_whole_by_several_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let destination = folder.path().join("RECOVERYXLOG");
+        // What a killed one has left is longer than what is written now.
+        std::fs::write(destination.with_extension("pgvault-tmp"), vec![9; 3 << 20]).unwrap();
+        let bytes = vec![7; 1 << 20];
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let _ = scope.spawn(|| {
+                    place(&destination, &bytes).unwrap();
+                    assert!(std::fs::read(&destination).unwrap() == bytes);
+                });
+            }
+        });
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
     /// A promotion from timeline 1 asks for `00000001.history`; taken for damage, it would stop the server.
     #[tokio::test]
     async fn the_first_timeline_has_no_history_and_any_other_with_wal_must() {
         let folder = tempfile::tempdir().unwrap();
         let segment = |name: &str| {
-            let packed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../testdata/postgres").join(format!("{name}.zst"));
             let path = folder.path().join(name);
-            std::fs::write(&path, zstd::stream::decode_all(std::fs::File::open(packed).unwrap()).unwrap()).unwrap();
+            std::fs::write(&path, unpacked(name)).unwrap();
             path
         };
         let (first, second) = (segment("000000010000000000000008"), segment("000000020000000000000011"));
-        let header = SegmentHeader::parse(&std::fs::read(&first).unwrap()).unwrap();
-        let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
-        let name = ClusterName::new("main", header.system_identifier).unwrap();
-        assert!(vault.create_cluster(&name, &[Wrap::Passphrase("test".into())]).await.unwrap());
-        let cluster = vault.unlock(&name, &Unlock::Passphrase("test".into())).await.unwrap();
+        let cluster = cluster_of(&std::fs::read(&first).unwrap()).await;
         let history = |timeline| WalFileName::History(TimelineId(timeline));
         for path in [first, second] {
             let _ = push::push(&cluster, &path).await.unwrap();

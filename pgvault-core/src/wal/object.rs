@@ -256,6 +256,7 @@ fn seal(cluster: &Cluster, name: WalName, info: &WalInfo, bytes: &[u8]) -> Resul
 pub struct StoredWal {
     /// What it says about its contents.
     pub info: WalInfo,
+    name: WalName,
     object: StoredObject,
 }
 
@@ -267,7 +268,7 @@ pub async fn open(cluster: &Cluster, name: WalName, size: Option<u64>) -> Result
     let object = cluster.open(Kind::Wal, &name.object(), size).await?;
     let info = serde_json::from_slice(object.reader().extra())
         .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.info", format!("{}: {e}", name.object())))?;
-    Ok(StoredWal { info, object })
+    Ok(StoredWal { info, name, object })
 }
 
 /// Fetches and decodes a stored WAL object.
@@ -305,6 +306,29 @@ pub fn decode(cluster: &Cluster, name: WalName, object: &[u8]) -> Result<(WalInf
 }
 
 impl StoredWal {
+    /// True when its first byte is the first of its file.
+    pub fn is_from_start(&self) -> bool {
+        !matches!(self.name, WalName::Part { from: 1.., .. })
+    }
+
+    /// Number of frames.
+    pub fn frame_count(&self) -> u32 {
+        self.object.frame_count()
+    }
+
+    /// How many bytes each frame decodes to.
+    pub fn frame_lengths(&self) -> impl Iterator<Item = u32> {
+        self.object.reader().frames().iter().map(|frame| frame.raw_len)
+    }
+
+    /// Fetches and decodes one frame of the contents.
+    ///
+    /// # Errors
+    /// When the store fails or the object was changed.
+    pub async fn frame(&self, number: u32) -> Result<Vec<u8>> {
+        self.object.frame(number).await
+    }
+
     /// Fetches and decodes the contents.
     ///
     /// # Errors
@@ -330,11 +354,40 @@ pub async fn put(cluster: &Cluster, sealed: &SealedObject, raw: &[u8]) -> Result
         .ok_or_else(|| Error::new(ErrorKind::Failed, "wal.name", format!("{} is not a WAL object's name", sealed.name)))?;
     let (_, stored) =
         decode(cluster, name, &existing).map_err(|e| e.context(format!("compare with the stored {}", sealed.name)))?;
-    if stored == raw {
-        return Ok(false);
+    if stored == raw { Ok(false) } else { Err(diverged(&sealed.name)) }
+}
+
+fn diverged(name: &str) -> Error {
+    Error::new(ErrorKind::Conflict, "wal.diverged", format!("{name} is already in the vault with different contents"))
+        .with_hint("two servers write the same timeline (split brain), or an old server was started again; find out which one is right before archiving goes on")
+}
+
+/// True when the vault has these contents under this name, durably; false when it has none. Reads only the footer: what it says
+/// about the contents is sealed, and its digests are keyed.
+///
+/// # Errors
+/// [`ErrorKind::Conflict`] when the name holds other contents, and as [`open`].
+pub async fn is_stored(cluster: &Cluster, name: WalName, raw: &std::sync::Arc<Vec<u8>>) -> Result<bool> {
+    let stored = match open(cluster, name, None).await {
+        Ok(stored) => stored,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error.context(format!("compare with the stored {}", name.object()))),
+    };
+    let (keys, raw) = (cluster.keys().clone(), raw.clone());
+    let compared = tokio::task::spawn_blocking(move || {
+        let mut rest = raw.as_slice();
+        let frames = stored.object.reader().frames();
+        frames.iter().all(|frame| {
+            let Some((chunk, behind)) = rest.split_at_checked(frame.raw_len as usize) else { return false };
+            rest = behind;
+            keys.digest().frame(chunk) == frame.digest
+        }) && rest.is_empty()
+    });
+    if !compared.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))? {
+        return Err(diverged(&name.object()));
     }
-    Err(Error::new(ErrorKind::Conflict, "wal.diverged", format!("{} is already in the vault with different contents", sealed.name))
-        .with_hint("two servers write the same timeline (split brain), or an old server was started again; find out which one is right before archiving goes on"))
+    cluster.store().settle(&cluster.path(&name.object())).await?;
+    Ok(true)
 }
 
 /// The position of a segment's first byte.

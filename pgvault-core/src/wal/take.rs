@@ -67,6 +67,26 @@ pub async fn ensure_history(cluster: &Cluster, connection: &mut Connection, time
     TimelineHistory::parse(timeline, &text).map_err(|e| Error::new(ErrorKind::Source, "source.history", e.to_string()))
 }
 
+/// As [`ensure_history`], and the same for every timeline it descends from, as far as the server has their files.
+///
+/// A server that recovers to the newest timeline looks for one history after the other and stops at the first that is not there, so
+/// one of a timeline that nothing was ever streamed on is needed as well (H7).
+///
+/// # Errors
+/// As [`ensure_history`].
+pub async fn ensure_histories(cluster: &Cluster, connection: &mut Connection, timeline: TimelineId) -> Result<TimelineHistory> {
+    let history = ensure_history(cluster, connection, timeline).await?;
+    for ancestor in history.ancestors() {
+        match ensure_history(cluster, connection, ancestor.timeline).await {
+            Err(error) if error.code() == "source.no_history" => {
+                tracing::warn!(timeline = %ancestor.timeline, "neither the vault nor the server has this timeline's history file");
+            }
+            other => drop(other?),
+        }
+    }
+    Ok(history)
+}
+
 /// Stores a history file.
 ///
 /// # Errors
@@ -118,7 +138,7 @@ async fn stream(
             let _ = complete_by.get_or_insert_with(|| tokio::time::Instant::now() + COMPLETE);
         }
     }
-    if stored < to
+    while stored < to
         && let Some(piece) = assembler.flush()?
     {
         stored = piece.end;

@@ -77,7 +77,7 @@ impl Report {
     }
 }
 
-fn judge(passed: bool, text: &str) {
+pub(super) fn judge(passed: bool, text: &str) {
     println!("  {}  {text}", if passed { "PASS        " } else { "BELOW BUDGET" });
 }
 
