@@ -91,7 +91,8 @@ fn r3_what_is_archived_is_what_was_written() {
     let mut random = Random::new();
     for mib in [1, 16, 64] {
         let site = Site::new();
-        let builder = site.cluster("main").wal_segment_mib(mib).config("min_wal_size = 4GB\nmax_wal_size = 8GB\nwal_keep_size = 8GB");
+        let builder =
+            site.cluster("main").wal_segment_mib(mib).config("min_wal_size = 4GB\nmax_wal_size = 8GB\nwal_keep_size = 8GB");
         let server = site.start(builder);
         site.wal_settings("flush_interval = \"200ms\"");
         let stream = site.stream();
