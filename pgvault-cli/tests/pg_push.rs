@@ -152,11 +152,13 @@ fn a_killed_batch_leaves_whole_objects_and_is_taken_up_again() {
     drop(server);
     configure(&site, 6);
     let mut cut = 0;
-    for (round, name) in names.iter().take(10).enumerate() {
+    for name in names.iter().take(10) {
         let before = site.wal_objects(1).len();
         let mut child = Running::new(site.pgvault(&["wal", "push", folder.join(name).to_str().unwrap()]).spawn().unwrap());
-        // No condition to wait for: a kill may come at any time.
-        std::thread::sleep(Duration::from_millis(150 + 40 * round as u64));
+        // As soon as the first of them is there.
+        wait_until("something is stored, or all is done", Duration::from_secs(60), || {
+            site.wal_objects(1).len() > before || !child.is_running()
+        });
         if child.is_running() {
             child.kill9();
         }

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Random, Site, client, lsn, segment_number, sql, wait_until};
+use common::{Random, Site, client, full, lsn, segment_number, sql, wait_until};
 use pgvault_core::postgres::Lsn;
 use pgvault_verify::process::{Mode, Outcome, Server};
 use serde_json::Value;
@@ -91,13 +91,14 @@ fn r3_what_is_archived_is_what_was_written() {
     let mut random = Random::new();
     for mib in [1, 16, 64] {
         let site = Site::new();
-        let builder = site.cluster("main").wal_segment_mib(mib).config("min_wal_size = 1GB\nmax_wal_size = 2GB");
+        let builder =
+            site.cluster("main").wal_segment_mib(mib).config("min_wal_size = 4GB\nmax_wal_size = 8GB\nwal_keep_size = 8GB");
         let server = site.start(builder);
         site.wal_settings("flush_interval = \"200ms\"");
         let stream = site.stream();
         wait_until_attached(&server);
         let _ = sql(&server, "create table t(id bigserial, pad text)");
-        for round in 0..12 {
+        for round in 0..if full() { 200 } else { 12 } {
             let rows = random.between(1, 4000);
             let _ =
                 sql(&server, &format!("insert into t(pad) select repeat(md5(random()::text), 30) from generate_series(1, {rows})"));

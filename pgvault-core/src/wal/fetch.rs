@@ -243,7 +243,7 @@ mod tests {
     use super::*;
     use crate::crypto::slot::{Unlock, Wrap};
     use crate::env::Env;
-    use crate::postgres::SegmentHeader;
+    use crate::postgres::{SegmentHeader, scan_segment};
     use crate::vault::Vault;
     use crate::vault::layout::ClusterName;
     use crate::vault::store::Store;
@@ -277,15 +277,15 @@ mod tests {
     #[tokio::test]
     async fn the_last_segment_is_put_together_from_hundreds_of_parts() {
         let bytes = unpacked("000000010000000000000008");
-        let cluster = cluster_of(&bytes).await;
+        let (cluster, header) = (cluster_of(&bytes).await, SegmentHeader::parse(&bytes).unwrap());
         let segment = "000000010000000000000008".parse().unwrap();
         let (step, end) = (700, 200_000_usize);
         for from in (0..end).step_by(step) {
             // Overlaps, as after a reconnect.
-            let (start, prefix) = (from.saturating_sub(from % 3 * 100), &bytes[..(from + step).min(end)]);
-            let header = SegmentHeader::parse(prefix).unwrap();
-            let scan = crate::postgres::scan_segment(prefix, header.start, header.segment_size).unwrap();
-            let part = object::seal_part(&cluster, segment, u32::try_from(start).unwrap(), &prefix[start..], &scan).unwrap();
+            let start = u32::try_from(from.saturating_sub(from % 3 * 100)).unwrap();
+            let prefix = &bytes[..(from + step).min(end)];
+            let scan = scan_segment(prefix, header.start, header.segment_size).unwrap();
+            let part = object::seal_part(&cluster, segment, start, &prefix[start as usize..], &scan).unwrap();
             let _ = cluster.put(&part).await.unwrap();
         }
         let got = contents(&cluster, WalFileName::Segment(segment)).await.unwrap().unwrap();

@@ -83,9 +83,12 @@ pub async fn record(cluster: &Cluster, gap: Gap) -> Result<bool> {
 /// When the store fails.
 pub async fn recorded(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
     let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
-    let mut reading = stream::iter(listed.iter().filter_map(|object| layout::id_of(&object.name)))
-        .map(|id| async move { audit::read(cluster, &layout::audit(id)).await })
-        .buffered(PARALLEL);
+    let ids: Vec<_> = listed.iter().filter_map(|object| layout::id_of(&object.name)).collect();
+    let read = ids.into_iter().map(|id| {
+        let cluster = cluster.clone();
+        async move { audit::read(&cluster, &layout::audit(id)).await }
+    });
+    let mut reading = stream::iter(read.collect::<Vec<_>>()).buffered(PARALLEL);
     let mut gaps: Vec<(Gap, Timestamp)> = Vec::new();
     while let Some(record) = reading.next().await {
         let record = match record {

@@ -26,6 +26,7 @@ mod monitor;
 mod press;
 mod receive;
 mod retention;
+mod slot_watch;
 mod start;
 mod upload;
 
@@ -129,7 +130,7 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
     monitor.disconnected();
     let mut uploads = Uploads::new(cluster, &monitor);
     let mut spool = options.spool.as_ref().map(|spool| Spool::open(spool, cluster)).transpose()?;
-    let watching = retention::watch(options.connection.clone(), options.slot.clone(), options.pg_wal.clone(), monitor.clone());
+    let watching = slot_watch::watch(options.connection.clone(), options.slot.clone(), options.pg_wal.clone(), monitor.clone());
     let streaming = async {
         if let Some(spool) = &mut spool {
             store_what_is_left(spool, &mut uploads).await?;

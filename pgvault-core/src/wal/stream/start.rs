@@ -6,8 +6,8 @@ use super::{Setting, StreamEvent};
 use crate::postgres::{
     Connection, Lsn, SegmentName, SegmentSize, SlotState, SystemIdentity, TimelineHistory, TimelineId, WalSegNo,
 };
-use crate::wal::catalog::Catalog;
-use crate::wal::take;
+use crate::wal::catalog::{Catalog, Gap};
+use crate::wal::{gap, take};
 use crate::{Error, ErrorKind, Result};
 
 /// Holes in the vault's WAL that the server is asked to fill, the newest; older ones are of less and less use.
@@ -109,10 +109,12 @@ pub(super) async fn start_point(
     let from = open.map_or(segment_start(begin), |end| end.at);
     let gone = server.lost.and_then(|lost| recent.iter().rfind(|end| segment_start(end.at) <= lost));
     if let Some(gone) = gone.filter(|_| server.told < server.lost) {
+        let gap = Gap { timeline: history.timeline_at(gone.at), from: gone.at, to: gone.next.unwrap_or(from) };
+        // A hole at the end of the archive shows in no listing until something is behind it.
+        let _ = gap::record(cluster, gap).await?;
         server.told = server.lost;
         monitor.update(|state| state.gaps += 1);
-        let (timeline, to) = (history.timeline_at(gone.at), gone.next.unwrap_or(from));
-        monitor.tell(StreamEvent::Gap { timeline, from: gone.at, to });
+        monitor.tell(StreamEvent::Gap { timeline: gap.timeline, from: gap.from, to: gap.to });
     }
     let timeline = history.timeline_at(from);
     // Inside a segment only where the timeline's own objects reach: an ancestor's may end in the same segment.
