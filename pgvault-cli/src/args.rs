@@ -134,6 +134,8 @@ pub(crate) enum WalCommand {
     Prefetch(PrefetchArgs),
     /// Stream WAL from a replication slot into the vault until stopped
     Stream(StreamArgs),
+    /// Read the whole archive and check that it is contiguous and right: every page, every record, every joint
+    Check(WalCheckArgs),
 }
 
 #[derive(Debug, Args)]
@@ -173,6 +175,24 @@ pub(crate) struct StreamArgs {
     /// Serve /metrics, /status, /healthz and /readyz here, without protection: 127.0.0.1:9187
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub(crate) metrics_listen: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct WalCheckArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Begin at this position, or where this backup begins
+    #[arg(long, value_name = "LSN|BACKUP-ID")]
+    pub(crate) from: Option<String>,
+
+    /// Only this timeline
+    #[arg(long, value_name = "N")]
+    pub(crate) timeline: Option<u32>,
+
+    /// Also compare what is stored twice: parts with the segment that followed them
+    #[arg(long)]
+    pub(crate) deep: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

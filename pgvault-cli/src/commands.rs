@@ -9,5 +9,4 @@ pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod status;
-pub(crate) mod stream;
 pub(crate) mod wal;

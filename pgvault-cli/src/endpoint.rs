@@ -1,6 +1,6 @@
 //! What a running stream shows over HTTP: metrics for Prometheus, a status for people and scripts, and health for supervisors.
 //!
-//! - `/metrics`: OpenMetrics text.
+//! - `/metrics`: `OpenMetrics` text.
 //! - `/status`: where the stream stands, as JSON.
 //! - `/healthz`: 200 while the process serves; a supervisor restarts it otherwise.
 //! - `/readyz`: 200 while WAL flows, 503 with the reason when it does not.

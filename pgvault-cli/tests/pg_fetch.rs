@@ -62,6 +62,12 @@ fn kill9(pid: i32) {
     let _ = rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), rustix::process::Signal::KILL);
 }
 
+/// True when everything that a process had open is closed; its command line is gone before that.
+fn is_dead(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with('Z'))
+}
+
 /// What lies in the cache: whole segments only.
 fn cached(site: &Site) -> BTreeSet<String> {
     let files = common::files_below(&site.path("cache"));
@@ -265,12 +271,14 @@ fn killed(site: &Site, pgdata: &Path, names: &[String]) {
     let mut left = 0;
     for round in 0..8 {
         let _ = assert_fetches(site, pgdata, &names[0]);
-        // No condition to wait for: a kill may come at any time.
+        // At any moment of its life, from its first on.
+        wait_until("it runs", Duration::from_secs(60), || !prefetchers(site).is_empty());
         std::thread::sleep(Duration::from_millis(60 * round));
-        for pid in prefetchers(site) {
-            kill9(pid);
+        let running = prefetchers(site);
+        for pid in &running {
+            kill9(*pid);
         }
-        wait_until("it is dead", Duration::from_secs(10), || prefetchers(site).is_empty());
+        wait_until("it is dead", Duration::from_secs(10), || running.iter().all(|pid| is_dead(*pid)));
         left += common::files_below(&site.path("cache")).len();
         assert!(!is_hit(&assert_fetches(site, pgdata, &names[1])), "what a dead prefetcher left was used");
         for pid in prefetchers(site) {

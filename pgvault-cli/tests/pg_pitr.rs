@@ -341,3 +341,63 @@ fn the_end_of_the_archive_may_cut_a_record_in_two() {
     let listed = site.summary(&["list"]);
     assert_eq!(rows(listed["window"][0]["last"].as_str().unwrap()), everything, "{listed}");
 }
+
+/// The last commit counts also when its record begins in one segment and ends in the next, in which no other does.
+#[test]
+fn the_last_commit_may_run_over_the_end_of_a_segment() {
+    const MIB: u64 = 1 << 20;
+    let site = Site::new();
+    let builder = site.cluster("main").wal_segment_mib(1).config(site.archiving());
+    let server = site.start(builder.config("autovacuum = off\ncheckpoint_timeout = 1h\nmax_wal_size = 2GB"));
+    let _ = sql(&server, "create table t(id int); create table journal(id bigint)");
+    let _ = site.backup("local");
+    // Writes up to 24 bytes before the end of the segment, where nothing but the commit's header has room. Others write, too.
+    let mut id = 0;
+    let (commit, segment) = loop {
+        id += 1;
+        assert!(id < 50, "the commit never fell on the end of a segment");
+        let _ = sql(&server, "insert into t values (0)");
+        let fill = format!(
+            "do $$ declare goal numeric; here numeric; cost numeric; begin \
+               insert into t values ({id}); \
+               goal := (div(pg_current_wal_insert_lsn() - '0/0', {MIB}) + 1) * {MIB} - 24; \
+               loop \
+                 here := pg_current_wal_insert_lsn() - '0/0'; \
+                 exit when goal - here < 7000; \
+                 perform pg_logical_emit_message(false, 'x', repeat('y', least(goal - here - 6000, 300000)::int)); \
+               end loop; \
+               perform pg_logical_emit_message(false, 'x', repeat('y', 1000)); \
+               cost := (pg_current_wal_insert_lsn() - '0/0') - here - 1000; \
+               here := pg_current_wal_insert_lsn() - '0/0'; \
+               perform pg_logical_emit_message(false, 'x', repeat('y', (goal - here - cost)::int)); \
+             end $$; select pg_current_wal_insert_lsn()"
+        );
+        let _ = sql(&server, &fill);
+        let end = lsn(&server, "pg_current_wal_insert_lsn()");
+        let truth = Truth::read(&server, Lsn(end.0 - MIB));
+        let last = truth.ends.iter().rfind(|end| end.committed).unwrap().lsn;
+        if last.0 / MIB < end.0 / MIB && last.0 % MIB + 34 > MIB {
+            break (last, end.0 / MIB);
+        }
+    };
+    let _ = sql(&server, "select pg_switch_wal()");
+    let name = format!("00000001{:08X}{:08X}.wal", segment >> 12, segment & 0xFFF);
+    wait_until("the segment with the rest of the commit is archived", Duration::from_secs(30), || {
+        site.wal_objects(1).contains(&name)
+    });
+    let committed = sql(
+        &server,
+        &format!("select (extract(epoch from pg_xact_commit_timestamp(xmin)) * 1000000)::bigint from t where id = {id}"),
+    );
+    let committed = Timestamp::from_microsecond(committed.parse().unwrap()).unwrap();
+    let listed = site.summary(&["list"]);
+    let window = listed["window"][0].clone();
+    assert_eq!(window["last"].as_str().unwrap().parse::<Timestamp>().unwrap(), committed, "commit at {commit}: {listed}");
+    for target in [committed.to_string(), "latest".to_owned()] {
+        let (restored, _) = site.restore_to(&target, &[]);
+        assert_eq!(sql(&restored, "select max(id) from t"), id.to_string(), "{target}");
+    }
+    let before = committed.checked_sub(jiff::SignedDuration::from_micros(1)).unwrap();
+    let (restored, _) = site.restore_to(&before.to_string(), &[]);
+    assert_eq!(sql(&restored, &format!("select count(*) from t where id = {id}")), "0");
+}

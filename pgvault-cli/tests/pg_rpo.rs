@@ -226,3 +226,43 @@ fn a_spool_that_does_not_count_is_not_told_as_durable() {
     wait_until("the stream is well again", Duration::from_secs(30), || stream.http("/readyz").0 == 200);
     assert_eq!(site.stream().ended(Duration::from_secs(20)), Some(11), "one stream for each spool");
 }
+
+/// The spool takes what memory does not, in order, and is empty when the vault has everything; a full one leaves the rest to the server.
+#[test]
+fn a_spool_holds_what_memory_does_not_and_never_more_than_its_limit() {
+    let site = Site::new();
+    let server = site.start(site.cluster("main").wal_segment_mib(1).config("min_wal_size = 2MB"));
+    let spool = site.directory("spool");
+    site.wal_settings(&format!("flush_interval = \"100ms\"\nspool = \"{}\"\nspool_limit = \"20MiB\"", spool.display()));
+    let stream = site.stream();
+    wait_until("the stream is attached", Duration::from_secs(30), || attached(&server));
+    let _ = site.backup("local");
+    let _ = sql(&server, "create table t(client int, number int, pad text)");
+    site.refuse_wal(true);
+    let write = || sql(&server, "insert into t select 1, n, repeat(md5(n::text), 30) from generate_series(1, 2000) n");
+    let position = |column: &str| common::lsn(&server, &format!("(select {column} from pg_stat_replication)"));
+    let start = common::lsn(&server, "pg_current_wal_flush_lsn()");
+    while common::lsn(&server, "pg_current_wal_flush_lsn()").0 < start.0 + (12 << 20) {
+        let _ = write();
+    }
+    let end = common::lsn(&server, "pg_current_wal_flush_lsn()");
+    wait_until("the spool has it", Duration::from_secs(30), || position("write_lsn") >= end);
+    assert!(position("flush_lsn").0 <= start.0 + (1 << 20));
+    assert!(common::files_below(&spool).len() > 10);
+
+    // Beyond the limit the connection is closed, and the server keeps the rest.
+    while common::lsn(&server, "pg_current_wal_flush_lsn()").0 < start.0 + (60 << 20) {
+        let _ = write();
+    }
+    wait_until("the spool is full", Duration::from_secs(30), || !attached(&server));
+    let size: u64 = common::files_below(&spool).iter().filter_map(|file| Some(fs::metadata(file).ok()?.len())).sum();
+    assert!(size <= (20 << 20) + (128 << 10), "{size} bytes");
+    let rows = sql(&server, "select count(*), sum(number) from t");
+    let end = common::lsn(&server, "pg_current_wal_flush_lsn()");
+    site.refuse_wal(false);
+    wait_until("the vault has everything", Duration::from_secs(60), || site.vault_end(1, 1 << 20) >= Some(end));
+    wait_until("the spool is let go", Duration::from_secs(30), || common::files_below(&spool).len() <= 2);
+    assert_eq!(stream.terminate(), Some(0));
+    let (restored, _) = site.restore_to("latest", &[]);
+    assert_eq!(sql(&restored, "select count(*), sum(number) from t"), rows);
+}

@@ -101,6 +101,8 @@ fn r5_wal_that_the_server_gave_up_is_a_gap_that_is_told_and_not_crossed() {
     });
     catch_up(&site, &server);
     assert_eq!(gaps(&site), before + 1);
+    let told = site.summary(&["list"])["gaps"].as_array().unwrap().last().unwrap().clone();
+    assert!(told["recorded_at"].is_string() && told["from_time"].is_string(), "{told}");
     site.pgv(&["restore", "--to", "latest", "--pgdata", site.path("refused").to_str().unwrap()]).expect(5).says("gap");
     assert_eq!(site.pgv(&["check"]).code, Some(4), "a gap hurts the backup before it");
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Random, Site, client, lsn, segment_number, sql, wait_until};
+use common::{Random, Site, client, full, lsn, segment_number, sql, wait_until};
 use pgvault_core::postgres::Lsn;
 use pgvault_verify::process::{Mode, Outcome, Server};
 use serde_json::Value;
@@ -52,7 +52,7 @@ fn new_wal_is_stored_within_the_interval_and_nothing_when_idle() {
         slowest = slowest.max(began.elapsed());
     }
     eprintln!("slowest {slowest:?}");
-    assert!(site.wal_objects(1).iter().any(|name| name.ends_with(".part")));
+    assert!(site.wal_objects(1).iter().any(|name| name.contains(".part")));
 
     // A server that writes nothing costs nothing, but for the snapshot that it logs once after other WAL.
     let count = || site.wal_objects(1).len();
@@ -72,8 +72,8 @@ fn new_wal_is_stored_within_the_interval_and_nothing_when_idle() {
     assert_eq!(status(&stream)["connected"], true);
     assert!(metric(&stream, "pgvault_wal_archived_parts_total") >= 20.0);
     assert!(metric(&stream, "pgvault_wal_flush_seconds_count") >= 20.0);
-    assert!(metric(&stream, "pgvault_wal_durable_lsn_bytes") >= 16.0 * MIB as f64);
-    assert_eq!(metric(&stream, "pgvault_wal_archive_lag_bytes") as i64, 0);
+    assert!(metric(&stream, "pgvault_wal_durable_lsn_bytes") >= 16_777_216.0);
+    assert!(metric(&stream, "pgvault_wal_archive_lag_bytes") < 1.0);
     wait_until("the slot was looked at", Duration::from_secs(30), || {
         stream.http("/metrics").1.contains("pgvault_slot_retained_bytes")
     });
@@ -91,13 +91,14 @@ fn r3_what_is_archived_is_what_was_written() {
     let mut random = Random::new();
     for mib in [1, 16, 64] {
         let site = Site::new();
-        let builder = site.cluster("main").wal_segment_mib(mib).config("min_wal_size = 1GB\nmax_wal_size = 2GB");
+        let builder =
+            site.cluster("main").wal_segment_mib(mib).config("min_wal_size = 4GB\nmax_wal_size = 8GB\nwal_keep_size = 8GB");
         let server = site.start(builder);
         site.wal_settings("flush_interval = \"200ms\"");
         let stream = site.stream();
         wait_until_attached(&server);
         let _ = sql(&server, "create table t(id bigserial, pad text)");
-        for round in 0..12 {
+        for round in 0..if full() { 200 } else { 12 } {
             let rows = random.between(1, 4000);
             let _ =
                 sql(&server, &format!("insert into t(pad) select repeat(md5(random()::text), 30) from generate_series(1, {rows})"));
@@ -260,4 +261,12 @@ fn settings_that_cannot_be_meant_are_refused() {
     site.wal_settings("");
     let _ = site.pgv(&["wal", "stream", "--metrics-listen", "256.0.0.1:1"]).expect(2).says("choose a free port");
     assert_eq!(sql(&server, "select count(*) from pg_replication_slots"), "0");
+
+    // A slot of another kind under the configured name is left alone.
+    let _ = sql(&server, "alter system set wal_level = 'logical'");
+    let mut server = server;
+    server.restart(Mode::Fast).unwrap();
+    let _ = sql(&server, "select pg_create_logical_replication_slot('pgvault', 'pgoutput')");
+    let _ = site.pgv(&["wal", "stream"]).expect(6).says("logical");
+    assert_eq!(sql(&server, "select slot_type from pg_replication_slots"), "logical");
 }

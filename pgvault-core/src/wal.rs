@@ -12,9 +12,14 @@ pub mod assemble;
 pub mod catalog;
 pub mod deposit;
 pub mod fetch;
+pub mod gap;
 pub mod object;
 pub mod prefetch;
 pub mod push;
 pub mod spool;
 pub mod stream;
 pub mod take;
+pub mod verify;
+
+#[cfg(test)]
+mod testdata;

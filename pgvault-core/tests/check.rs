@@ -172,7 +172,8 @@ async fn every_known_event_is_read_back() {
     let cluster = cluster().await;
     let id = Ulid(7);
     let restored = || audit::Event::Restored { backup_id: id, target: "latest".into(), pgdata: "/x".into() };
-    for event in [audit::Event::EpochStarted { epoch_id: id }, restored(), audit::Event::KeyRevoked { key_id: id }] {
+    let gap = audit::Event::WalGap { timeline: TimelineId(2), from: Lsn(0x1_0000_0028), to: Lsn(0x1_0100_0000) };
+    for event in [audit::Event::EpochStarted { epoch_id: id }, restored(), audit::Event::KeyRevoked { key_id: id }, gap] {
         let there = async || audit::all(&cluster).await.unwrap().iter().any(|record| record.event == event);
         assert!(!there().await);
         audit::record(&cluster, event.clone()).await.unwrap();

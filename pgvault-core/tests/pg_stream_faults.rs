@@ -78,7 +78,7 @@ async fn r2_a_fault_at_every_request_of_a_stream_confirms_nothing_that_is_not_st
             // What `every` leaves out, another fault has; all of them take twenty minutes.
             let every = if full { 1 } else { 5 };
             let shift = cases;
-            for at in (1..=20).filter(|at| (at + shift) % every == 0) {
+            for at in (1..=20usize).filter(|at| (at + shift).is_multiple_of(every)) {
                 let label = format!("{fault:?} at call {at}{}", if onwards { " and after" } else { "" });
                 let stores = stores(&name).await;
                 stores.faulty.inject(fault, at, onwards);
@@ -111,7 +111,10 @@ async fn r2_a_fault_at_every_request_of_a_stream_confirms_nothing_that_is_not_st
                     // A stream that has just begun stands where the slot does, at a segment's start.
                     let durable = state.borrow().durable;
                     let there = stored(&stores.direct, size).await;
-                    assert!(durable <= there || (there.is_invalid() && durable.0 % MIB == 0), "{label}: {durable}, {there}");
+                    assert!(
+                        durable <= there || (there.is_invalid() && durable.0.is_multiple_of(MIB)),
+                        "{label}: {durable}, {there}"
+                    );
                     looks += 1;
                     if !healed && began.elapsed() > Duration::from_millis(900) {
                         stores.faulty.heal();

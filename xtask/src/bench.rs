@@ -9,6 +9,7 @@ mod measure;
 mod replay;
 mod report;
 mod tools;
+mod wal;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -52,12 +53,16 @@ pub(crate) struct Bench {
 enum Other {
     /// Compare recovery fed by `wal fetch` with recovery fed by `cp`
     Replay(replay::Replay),
+    /// Compare WAL archiving and synchronous commits with pgBackRest and `pg_receivewal`
+    Wal(wal::WalBench),
 }
 
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
-        if let Some(Other::Replay(replay)) = &self.other {
-            return replay.run();
+        match &self.other {
+            Some(Other::Replay(replay)) => return replay.run(),
+            Some(Other::Wal(bench)) => return bench.run(),
+            None => {}
         }
         let rounds = self.rounds.max(1);
         let bin = crate::postgres::ensure(15)?;

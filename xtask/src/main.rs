@@ -12,6 +12,7 @@ mod packages;
 mod postgres;
 mod run;
 mod setup;
+mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -33,6 +34,8 @@ enum Command {
     Test(test::Test),
     /// Run the fuzz targets, each for a given time
     Fuzz(fuzz::Fuzz),
+    /// Hours of load, faults and lost servers against `wal stream`, and restores from the vault alone
+    Soak(soak::Soak),
     /// Install what the other commands need, and show where it is
     Setup(setup::Setup),
 }
@@ -43,6 +46,7 @@ fn main() -> std::process::ExitCode {
         Command::Bench(bench) => bench.run(),
         Command::Test(test) => test.run(),
         Command::Fuzz(fuzz) => fuzz.run(),
+        Command::Soak(soak) => soak.run(),
         Command::Setup(setup) => setup.run(),
     };
     match result {

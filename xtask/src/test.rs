@@ -26,7 +26,7 @@ const NOT_IN_CORE: [(&str, &str); 6] = [
 const SECOND: u32 = 17;
 
 /// What talks to a server for longer than a backup does, and so feels the difference between versions.
-const SECOND_TESTS: [&str; 5] = ["pg_promotion", "pg_rpo", "pg_slot", "pg_stream", "pg_wal"];
+const SECOND_TESTS: [&str; 8] = ["pg_fetch", "pg_promotion", "pg_push", "pg_rpo", "pg_slot", "pg_stream", "pg_wal", "pg_walcheck"];
 
 #[derive(Args)]
 pub(crate) struct Test {

@@ -6,8 +6,9 @@ use pgvault_core::restore::branch::{Branch, beside};
 use pgvault_core::restore::window::{Window, windows};
 use pgvault_core::vault::Cluster;
 use pgvault_core::vault::snapshot::{self, Damaged, Manifest};
-use pgvault_core::wal::catalog::{Catalog, Gap};
+use pgvault_core::wal::catalog::Catalog;
 use pgvault_core::wal::fetch;
+use pgvault_core::wal::gap::{self, TimedGap};
 use serde_json::{Value, json};
 
 use crate::args::{Cli, ClusterArgs};
@@ -20,7 +21,7 @@ pub(crate) struct Contents {
     pub(crate) backups: Vec<Manifest>,
     pub(crate) damaged: Vec<Damaged>,
     pub(crate) windows: Vec<Window>,
-    pub(crate) gaps: Vec<Gap>,
+    pub(crate) gaps: Vec<TimedGap>,
     /// Timelines that have something the newest one does not.
     pub(crate) branches: Vec<Branch>,
 }
@@ -43,7 +44,8 @@ impl Contents {
         if let Some(Ok(history)) = catalog.newest_timeline().map(|timeline| catalog.history(timeline)) {
             branches = beside(cluster, &catalog, &history, backups.iter()).await?;
         }
-        Ok(Self { backups, damaged, windows, gaps: catalog.gaps(), branches })
+        let gaps = gap::all(cluster, &catalog).await?;
+        Ok(Self { backups, damaged, windows, gaps, branches })
     }
 
     /// Says what the newest timeline leaves out.
@@ -90,7 +92,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
         ));
     }
     for gap in &contents.gaps {
-        printer.line(format_args!("timeline {}: WAL from {} to {} is missing", gap.timeline, gap.from, gap.to));
+        printer.line(gap);
     }
     contents.tell_branches(printer);
     printer.summary(&json!({

@@ -42,7 +42,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
         printer.warn(format_args!("{} cannot be restored: {}", damaged.id, damaged.error));
     }
     for gap in &contents.gaps {
-        printer.line(format_args!("gap: WAL from {} to {} on timeline {} is missing", gap.from, gap.to, gap.timeline));
+        printer.line(format_args!("gap: {gap}"));
     }
     contents.tell_branches(printer);
     printer.summary(&json!({

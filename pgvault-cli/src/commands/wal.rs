@@ -1,6 +1,8 @@
 //! `pgvault wal push | fetch`
 
+pub(crate) mod check;
 pub(crate) mod prefetch;
+pub(crate) mod stream;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -39,7 +39,7 @@ impl StreamMetrics {
         }
     }
 
-    /// Everything as OpenMetrics text.
+    /// Everything as `OpenMetrics` text.
     pub(crate) fn text(&self, state: &StreamState, now: Timestamp) -> String {
         let mut registry =
             Registry::with_prefix_and_labels("pgvault", [("cluster".into(), self.cluster.to_string().into())].into_iter());

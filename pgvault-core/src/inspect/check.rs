@@ -377,7 +377,10 @@ impl Checker<'_> {
                     *revocations.entry(key_id).or_default() -= 1;
                     true
                 }
-                audit::Event::EpochStarted { .. } | audit::Event::Restored { .. } | audit::Event::Unknown => false,
+                audit::Event::EpochStarted { .. }
+                | audit::Event::Restored { .. }
+                | audit::Event::WalGap { .. }
+                | audit::Event::Unknown => false,
             };
         }
         let revoked: BTreeSet<Ulid> = revocations.into_iter().filter(|(_, count)| *count > 0).map(|(id, _)| id).collect();

@@ -186,6 +186,8 @@ pub mod sqlstate {
     pub const OBJECT_IN_USE: &str = "55006";
     /// `data_corrupted`: pages with bad checksums were in the base backup.
     pub const DATA_CORRUPTED: &str = "XX001";
+    /// The command is not for what it was given: a logical slot where a physical one is wanted.
+    pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
     /// The role lacks a right.
     pub const INSUFFICIENT_PRIVILEGE: &str = "42501";
     /// `invalid_authorization_specification`: `pg_hba.conf` has no line for this connection.

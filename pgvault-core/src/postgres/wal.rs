@@ -7,16 +7,19 @@
 //!
 //! - [`SegmentHeader`] identifies a segment by its first bytes;
 //! - [`Records`] walks the records that begin in a segment;
+//! - [`WalChecker`] checks WAL of any length, over segment ends;
 //! - [`scan_segment`] reduces a segment to what the catalog keeps: which times, transactions and restore points are in it.
 //!
 //! Sources: `src/include/access/xlog_internal.h`, `xlogrecord.h`, `xact.h`; `src/backend/access/transam/xlogreader.c`. The format
 //! of pages and of record headers has been the same since 9.5.
 
+mod check;
 mod record;
 mod scan;
 
 use jiff::Timestamp;
 
+pub use check::{PassedEnd, PassedEnds, WalChecker, WalFault};
 pub use record::{Records, RestorePoint, ScanEnd, StopReason, TransactionEnd, WalRecord};
 pub use scan::{SegmentScan, SegmentScanner, TransactionSpan, find_transaction, record_begins_at, scan_segment, transactions_from};
 
@@ -72,7 +75,8 @@ impl WalPageHeader {
         plausible.then_some(header)
     }
 
-    fn continues_record(self) -> bool {
+    /// True when the page begins with the rest of a record.
+    pub fn continues_record(self) -> bool {
         self.flags & CONTINUES_RECORD != 0
     }
 

@@ -12,6 +12,7 @@ use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
 use crate::vault::Cluster;
 use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
 use crate::wal::catalog::Catalog;
+use crate::wal::gap::{self, TimedGap};
 use crate::{Error, ErrorKind, Result};
 
 /// Where recovery stops.
@@ -99,13 +100,15 @@ pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> R
             .with_hint("choose another target, for example `--to latest`"));
     }
     let catalog = Catalog::load(cluster, oldest.manifest.wal_segment_size, oldest.manifest.start_lsn).await?;
-    let planner = Planner { cluster, catalog, candidates, damaged, options, target };
+    let gaps = gap::open(cluster, &catalog).await?;
+    let planner = Planner { cluster, catalog, gaps, candidates, damaged, options, target };
     planner.plan().await
 }
 
 struct Planner<'a> {
     cluster: &'a Cluster,
     catalog: Catalog,
+    gaps: Vec<TimedGap>,
     /// Oldest first.
     candidates: Vec<OpenSnapshot>,
     /// Why others are not among them.
@@ -125,7 +128,9 @@ impl Planner<'_> {
         };
         let history = self.catalog.history(timeline)?;
         let mut reasons = self.damaged.clone();
-        let mut nearest: Vec<String> = Vec::new();
+        // Candidates are tried newest first: the last one that starts too late is the nearest point behind the target, the first whose
+        // WAL ends too early the nearest before it.
+        let (mut before, mut behind): (Option<String>, Option<String>) = (None, None);
         let resolved = self.resolve(&history).await?;
         let backups = self.candidates.iter().map(|s| &s.manifest);
         let left_out = branch::beside(self.cluster, &self.catalog, &history, backups).await?;
@@ -142,7 +147,7 @@ impl Planner<'_> {
                 continue;
             }
             if let Some(why) = starts_too_late(backup, self.target, resolved) {
-                nearest.push(format!(
+                behind = Some(format!(
                     "the first moment that {} reaches is {} (lsn:{})",
                     backup.id, backup.finished_at, backup.stop_lsn
                 ));
@@ -183,7 +188,7 @@ impl Planner<'_> {
                 }
                 Err((why, near)) => {
                     reasons.push(format!("{}: {why}", backup.id));
-                    nearest.push(near);
+                    before = before.or(Some(near));
                 }
             }
         }
@@ -192,11 +197,9 @@ impl Planner<'_> {
             "restore.outside_window",
             format!("{} cannot be restored: {}", self.target, reasons.join("; ")),
         );
-        // Candidates were tried newest first: the last one that starts too late is the earliest point, the first that ends
-        // too early the latest.
-        let best = if reasons.iter().any(|r| r.contains("too early")) { nearest.first() } else { nearest.last() };
-        if let Some(nearest) = best {
-            error = error.with_hint(format!("nearest: {nearest}"));
+        let nearest: Vec<String> = before.into_iter().chain(behind).collect();
+        if !nearest.is_empty() {
+            error = error.with_hint(format!("nearest: {}", nearest.join("; ")));
         }
         Err(error)
     }
@@ -291,8 +294,13 @@ impl Planner<'_> {
             || format!("lsn:{} (no transaction ended after the backup)", reach.end),
             |(time, _)| format!("{time} (lsn:{})", reach.end),
         );
+        let gap = self.behind(history, contiguous);
+        let ends = |at: &str| match &gap {
+            Some(gap) => format!("the WAL ends too early, at {at}, and {gap}"),
+            None => format!("the WAL ends too early, at {at}"),
+        };
         Ok(match self.target {
-            Target::Latest => match self.behind(history, contiguous) {
+            Target::Latest => match &gap {
                 Some(gap) => {
                     Err((format!("WAL is whole only up to {contiguous}, and {gap}"), format!("lsn:{}, or {latest}", reach.end)))
                 }
@@ -311,14 +319,11 @@ impl Planner<'_> {
                 Some((last, lsn)) if *time == last => {
                     Ok(Stop::Lsn { lsn: reach.last_record.unwrap_or(lsn).max(lsn), inclusive: true })
                 }
-                _ => Err((format!("the WAL ends too early, at {latest}"), format!("the last moment is {latest}"))),
+                _ => Err((ends(&latest), format!("the last moment is {latest}"))),
             },
             Target::Lsn(lsn) => {
                 if *lsn > reach.end {
-                    Err((
-                        format!("the WAL ends too early, at lsn:{}", reach.end),
-                        format!("the last position is lsn:{}", reach.end),
-                    ))
+                    Err((ends(&format!("lsn:{}", reach.end)), format!("the last position is lsn:{}", reach.end)))
                 } else if let Some(last) = reach.last_record.filter(|last| last < lsn) {
                     // Every record there is begins before the target. More may be archived before the server asks for it, so the
                     // stop is pinned to what is there now.
@@ -331,10 +336,7 @@ impl Planner<'_> {
             }
             Target::Xid(_) | Target::Name(_) => match resolved {
                 Some(lsn) if lsn < contiguous => Ok(Stop::Lsn { lsn, inclusive: true }),
-                _ => Err((
-                    format!("the WAL ends too early, at lsn:{}", reach.end),
-                    format!("the last position is lsn:{}", reach.end),
-                )),
+                _ => Err((ends(&format!("lsn:{}", reach.end)), format!("the last position is lsn:{}", reach.end))),
             },
             Target::Immediate | Target::LastVerified => {
                 debug_assert!(false, "{} of {} is planned elsewhere", self.target, backup.id);
@@ -343,8 +345,12 @@ impl Planner<'_> {
         })
     }
 
-    /// WAL of this history behind a hole at `end`.
+    /// What is known of WAL of this history behind a hole at `end`.
     fn behind(&self, history: &TimelineHistory, end: Lsn) -> Option<String> {
+        let is_on = |gap: &&TimedGap| gap.timeline == history.timeline() || history.contains(gap.timeline, gap.from);
+        if let Some(gap) = self.gaps.iter().filter(is_on).find(|gap| gap.from <= end && end < gap.to) {
+            return Some(format!("behind it is a gap: {gap}"));
+        }
         let objects = self.catalog.timelines.get(&history.timeline())?;
         let size = self.catalog.segment_size;
         let last = objects.last()?;

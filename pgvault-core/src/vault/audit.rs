@@ -8,6 +8,7 @@ use ulid::Ulid;
 
 use super::{Cluster, layout};
 use crate::format::object::Kind;
+use crate::postgres::{Lsn, TimelineId};
 use crate::{Error, ErrorKind, Result};
 
 /// Records read at once.
@@ -60,6 +61,15 @@ pub enum Event {
         target: String,
         /// The directory it was written to.
         pgdata: String,
+    },
+    /// WAL that no server has any more was found missing from the vault.
+    WalGap {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The first missing position.
+        from: Lsn,
+        /// The first position that is there again, or will be.
+        to: Lsn,
     },
     /// An event of a newer version. [`read`] refuses it by name.
     #[serde(other, skip_serializing)]

@@ -6,6 +6,8 @@
 //! A quiet server's segment is open for hours and stored in thousands of parts, which a restore to the last moment would have to
 //! fetch one by one. So every 64th part repeats the 63 before it, and every 4096th everything: no PUT more, each byte stored at most
 //! three times, and a restore never needs more than 63 parts of each kind and the large ones.
+//!
+//! A segment that is too large for one object is stored in chunks, which are given out as they fill.
 
 use bytes::Bytes;
 
@@ -14,6 +16,10 @@ use crate::{Error, ErrorKind, Result};
 
 /// Parts that one larger part repeats.
 const GROUP: u32 = 64;
+
+/// The most of a segment that one object holds.
+const MAX_PIECE: usize = 32 << 20;
+const _: () = assert!(MAX_PIECE as u64 == super::object::MAX_RAW);
 
 /// The least of a segment that says whose it is: its first page's header.
 const HEADER: usize = 40;
@@ -25,12 +31,38 @@ pub struct Piece {
     pub segment: SegmentName,
     /// Offset of the first byte in the segment.
     pub from: u32,
-    /// The bytes: the whole segment, or from `from` on.
+    /// The bytes.
     pub bytes: Bytes,
-    /// For a part, what is in the segment up to its end; `None` for a whole segment.
-    pub part: Option<SegmentScan>,
+    /// What they are of the segment.
+    pub share: Share,
     /// Position behind the last byte.
     pub end: Lsn,
+}
+
+/// What a piece is of its segment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Share {
+    /// All of it.
+    Whole,
+    /// One of the objects that a large segment is stored as.
+    Chunk {
+        /// What is in the segment up to the piece's end.
+        scan: SegmentScan,
+        /// The last one.
+        last: bool,
+    },
+    /// What was written since the part before, and perhaps more.
+    Part {
+        /// What is in the segment up to the piece's end.
+        scan: SegmentScan,
+    },
+}
+
+impl Piece {
+    /// True when nothing of the segment is missing once this and what went before are stored.
+    pub fn completes_segment(&self) -> bool {
+        matches!(self.share, Share::Whole | Share::Chunk { last: true, .. })
+    }
 }
 
 /// Collects one timeline's WAL from a segment start on.
@@ -47,6 +79,8 @@ pub struct Assembler {
     parts: u32,
     /// Where the current group of parts begins.
     group: usize,
+    /// Where the next chunk of a large segment begins.
+    chunk: usize,
 }
 
 impl Assembler {
@@ -58,7 +92,8 @@ impl Assembler {
         let start = number.start(size);
         let stored = usize::try_from(from.0 - start.0).unwrap_or(usize::MAX);
         let scanner = SegmentScanner::new(start, size);
-        (Self { timeline, size, number, bytes: Vec::new(), stored, scanner, parts: 0, group: stored }, start)
+        let chunk = stored - stored % MAX_PIECE;
+        (Self { timeline, size, number, bytes: Vec::new(), stored, scanner, parts: 0, group: stored, chunk }, start)
     }
 
     /// The position of the next byte.
@@ -71,10 +106,11 @@ impl Assembler {
         self.bytes.len() > self.stored.max(HEADER)
     }
 
-    /// Adds bytes that continue at [`Assembler::position`]; gives the segments that became whole.
+    /// Adds bytes that continue at [`Assembler::position`]; gives the segments, or chunks of large ones, that became whole.
     ///
     /// # Errors
-    /// `wal.not_contiguous` when they begin elsewhere: what is archived must be what was written, without a hole.
+    /// `wal.not_contiguous` when they begin elsewhere: what is archived must be what was written, without a hole;
+    /// `wal.not_a_segment` when they are not the WAL of their place.
     pub fn add(&mut self, start: Lsn, mut bytes: &[u8]) -> Result<Vec<Piece>> {
         if start != self.position() {
             return Err(Error::new(
@@ -90,23 +126,25 @@ impl Assembler {
             self.bytes.reserve_exact((size - self.bytes.len()).min(size));
             self.bytes.extend_from_slice(now);
             bytes = later;
+            while size > MAX_PIECE && self.bytes.len() - self.chunk >= MAX_PIECE {
+                let (from, to) = (self.chunk, self.chunk + MAX_PIECE);
+                let share = Share::Chunk { scan: self.scan(to)?, last: to == size };
+                whole.push(self.piece(from, to, share));
+                (self.chunk, self.stored) = (to, self.stored.max(to));
+            }
             if self.bytes.len() == size {
-                whole.push(Piece {
-                    segment: self.segment(),
-                    from: 0,
-                    bytes: std::mem::take(&mut self.bytes).into(),
-                    part: None,
-                    end: self.number.next().start(self.size),
-                });
-                self.number = self.number.next();
-                self.scanner = SegmentScanner::new(self.number.start(self.size), self.size);
-                (self.stored, self.parts, self.group) = (0, 0, 0);
+                if size <= MAX_PIECE {
+                    let (segment, end) = (self.segment(), self.position());
+                    let bytes = std::mem::take(&mut self.bytes).into();
+                    whole.push(Piece { segment, from: 0, bytes, share: Share::Whole, end });
+                }
+                (*self, _) = Self::new(self.timeline, self.size, self.number.next().start(self.size));
             }
         }
         Ok(whole)
     }
 
-    /// The part of the open segment that was not given out yet; the caller stores it.
+    /// The part of the open segment that was not given out yet; the caller stores it. One object's worth: there may be more.
     ///
     /// # Errors
     /// `wal.not_a_segment` when the bytes are not the WAL of their place.
@@ -114,27 +152,39 @@ impl Assembler {
         if !self.has_news() {
             return Ok(None);
         }
-        let scan = self.scanner.scan(&self.bytes).map_err(|e| {
-            Error::new(ErrorKind::Source, "wal.not_a_segment", format!("{} as the server sends it: {e}", self.segment()))
-        })?;
+        let to = self.bytes.len().min(self.stored + MAX_PIECE);
+        let scan = self.scan(to)?;
         self.parts += 1;
-        let from = match self.parts {
-            n if n % (GROUP * GROUP) == 0 => 0,
-            n if n % GROUP == 0 => self.group,
+        let wide = match self.parts {
+            n if n.is_multiple_of(GROUP * GROUP) => 0,
+            n if n.is_multiple_of(GROUP) => self.group,
             _ => self.stored,
         };
-        let piece = Piece {
-            segment: self.segment(),
-            from: u32::try_from(from).unwrap_or(u32::MAX),
-            bytes: Bytes::copy_from_slice(self.bytes.get(from..).unwrap_or_default()),
-            part: Some(scan),
-            end: self.position(),
-        };
-        self.stored = self.bytes.len();
-        if self.parts % GROUP == 0 {
-            self.group = self.stored;
+        let from = if to - wide <= MAX_PIECE { wide } else { self.stored };
+        let piece = self.piece(from, to, Share::Part { scan });
+        self.stored = to;
+        if self.parts.is_multiple_of(GROUP) {
+            self.group = to;
         }
         Ok(Some(piece))
+    }
+
+    /// What is in the open segment up to offset `to`.
+    fn scan(&mut self, to: usize) -> Result<SegmentScan> {
+        let known = self.bytes.get(..to).unwrap_or_default();
+        self.scanner.scan(known).map_err(|e| {
+            Error::new(ErrorKind::Source, "wal.not_a_segment", format!("{} as the server sends it: {e}", self.segment()))
+        })
+    }
+
+    fn piece(&self, from: usize, to: usize, share: Share) -> Piece {
+        Piece {
+            segment: self.segment(),
+            from: u32::try_from(from).unwrap_or(u32::MAX),
+            bytes: Bytes::copy_from_slice(self.bytes.get(from..to).unwrap_or_default()),
+            share,
+            end: self.number.start(self.size).advance(to as u64),
+        }
     }
 
     fn segment(&self) -> SegmentName {
@@ -191,7 +241,8 @@ mod tests {
                 assert_eq!(part.end, start.advance(at as u64));
                 assert_eq!(part.bytes, bytes[part.from as usize..at]);
                 if ranges.len() % 97 == 0 {
-                    assert_eq!(part.part, Some(crate::postgres::scan_segment(&bytes[..at], start, size).unwrap()));
+                    let scan = crate::postgres::scan_segment(&bytes[..at], start, size).unwrap();
+                    assert_eq!(part.share, Share::Part { scan });
                 }
                 assert!(ranges.insert((part.from, u32::try_from(at).unwrap())));
             }

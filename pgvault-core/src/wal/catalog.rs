@@ -38,18 +38,19 @@ impl TimelineObjects {
     /// Several writers may have cut the same segment differently, so parts may overlap.
     pub fn chain(&self, segment: SegmentName) -> Vec<(u32, u32)> {
         let mut chain = Vec::new();
-        let Some(parts) = self.parts.get(&segment) else { return chain };
         let mut end = 0;
-        let mut parts = parts.iter().copied().peekable();
+        // In the order of their starts. Of the parts that continue at `end`, the one that reaches furthest is taken.
+        let mut parts = self.parts.get(&segment).into_iter().flatten().copied().peekable();
         loop {
-            // Of the parts that continue here, the one that reaches furthest; those passed over reach less far.
-            let mut next = None;
+            let mut best: Option<(u32, u32)> = None;
             while let Some(part) = parts.next_if(|(from, _)| *from <= end) {
-                next = next.max(Some((part.1, part.0)));
+                if part.1 > best.map_or(end, |(_, to)| to) {
+                    best = Some(part);
+                }
             }
-            let Some((to, from)) = next.filter(|(to, _)| *to > end) else { return chain };
-            chain.push((from, to));
-            end = to;
+            let Some(best) = best else { return chain };
+            chain.push(best);
+            end = best.1;
         }
     }
 

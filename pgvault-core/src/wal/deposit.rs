@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::assemble::Piece;
+use super::assemble::{Piece, Share};
 use super::object;
 use crate::crypto::sealed::SealedObject;
 use crate::postgres::WalFileName;
@@ -24,9 +24,11 @@ impl Deposit {
     pub async fn seal(cluster: &Cluster, piece: Piece) -> Result<Self> {
         let owner = cluster.clone();
         let sealed = tokio::task::spawn_blocking(move || -> Result<Vec<(SealedObject, Bytes)>> {
-            match &piece.part {
-                Some(scan) => Ok(vec![(object::seal_part(&owner, piece.segment, piece.from, &piece.bytes, scan)?, piece.bytes)]),
-                None => {
+            match &piece.share {
+                Share::Chunk { scan, .. } | Share::Part { scan } => {
+                    Ok(vec![(object::seal_part(&owner, piece.segment, piece.from, &piece.bytes, scan)?, piece.bytes)])
+                }
+                Share::Whole => {
                     let sealed = object::seal_file(&owner, WalFileName::Segment(piece.segment), &piece.bytes)?;
                     let step =
                         if sealed.len() > 1 { usize::try_from(object::MAX_RAW).unwrap_or(usize::MAX) } else { piece.bytes.len() };

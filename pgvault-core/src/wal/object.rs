@@ -256,6 +256,7 @@ fn seal(cluster: &Cluster, name: WalName, info: &WalInfo, bytes: &[u8]) -> Resul
 pub struct StoredWal {
     /// What it says about its contents.
     pub info: WalInfo,
+    name: WalName,
     object: StoredObject,
 }
 
@@ -267,7 +268,7 @@ pub async fn open(cluster: &Cluster, name: WalName, size: Option<u64>) -> Result
     let object = cluster.open(Kind::Wal, &name.object(), size).await?;
     let info = serde_json::from_slice(object.reader().extra())
         .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.info", format!("{}: {e}", name.object())))?;
-    Ok(StoredWal { info, object })
+    Ok(StoredWal { info, name, object })
 }
 
 /// Fetches and decodes a stored WAL object.
@@ -305,6 +306,29 @@ pub fn decode(cluster: &Cluster, name: WalName, object: &[u8]) -> Result<(WalInf
 }
 
 impl StoredWal {
+    /// True when its first byte is the first of its file.
+    pub fn is_from_start(&self) -> bool {
+        !matches!(self.name, WalName::Part { from: 1.., .. })
+    }
+
+    /// Number of frames.
+    pub fn frame_count(&self) -> u32 {
+        self.object.frame_count()
+    }
+
+    /// How many bytes each frame decodes to.
+    pub fn frame_lengths(&self) -> impl Iterator<Item = u32> {
+        self.object.reader().frames().iter().map(|frame| frame.raw_len)
+    }
+
+    /// Fetches and decodes one frame of the contents.
+    ///
+    /// # Errors
+    /// When the store fails or the object was changed.
+    pub async fn frame(&self, number: u32) -> Result<Vec<u8>> {
+        self.object.frame(number).await
+    }
+
     /// Fetches and decodes the contents.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::assemble::Piece;
+use super::assemble::{Piece, Share};
 use crate::postgres::{Lsn, SegmentHeader, SegmentName, SegmentSize, TimelineId, WalSegNo, scan_segment};
 use crate::vault::Cluster;
 use crate::{Error, ErrorKind, Result};
@@ -172,7 +172,7 @@ fn left_piece(segment: SegmentName, path: &Path) -> Result<Option<Piece>> {
     let start = super::object::segment_start(segment, size)?;
     let Ok(scan) = scan_segment(&bytes, start, size) else { return Ok(None) };
     if bytes.len() as u64 == size.bytes() && scan.is_complete() {
-        return Ok(Some(Piece { segment, from: 0, bytes: bytes.into(), part: None, end: start.advance(size.bytes()) }));
+        return Ok(Some(Piece { segment, from: 0, bytes: bytes.into(), share: Share::Whole, end: start.advance(size.bytes()) }));
     }
     let length = scan.end_of_valid.0.saturating_sub(start.0);
     bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
@@ -182,5 +182,5 @@ fn left_piece(segment: SegmentName, path: &Path) -> Result<Option<Piece>> {
     let scan = scan_segment(&bytes, start, size)
         .map_err(|e| Error::new(ErrorKind::Corrupt, "wal.not_a_segment", format!("{}: {e}", path.display())))?;
     let end = start.advance(bytes.len() as u64);
-    Ok(Some(Piece { segment, from: 0, bytes: bytes.into(), part: Some(scan), end }))
+    Ok(Some(Piece { segment, from: 0, bytes: bytes.into(), share: Share::Part { scan }, end }))
 }

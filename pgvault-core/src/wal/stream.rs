@@ -26,6 +26,7 @@ mod monitor;
 mod press;
 mod receive;
 mod retention;
+mod slot_watch;
 mod start;
 mod upload;
 
@@ -48,8 +49,11 @@ use crate::postgres::{ConnInfo, Connection, Mode, ServerError, WalSegNo, sqlstat
 use crate::vault::Cluster;
 use crate::{Error, ErrorKind, Result};
 
-/// Wait between a lost connection and the next attempt.
-const RECONNECT: Duration = Duration::from_secs(1);
+/// Waits between a lost connection and the next attempts, each twice as long as the one before.
+const RECONNECT: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(5));
+
+/// What the server refuses for good: a slot of another kind, a role without the right.
+const REFUSED: [&str; 2] = [sqlstate::FEATURE_NOT_SUPPORTED, sqlstate::INSUFFICIENT_PRIVILEGE];
 
 /// How long what was received may take to be stored when the stream is asked to end. What is not then is still with the server.
 const FAREWELL: Duration = Duration::from_secs(15);
@@ -99,6 +103,21 @@ impl StreamOptions {
     }
 }
 
+/// What does not change while a stream lives.
+#[derive(Clone, Copy)]
+struct Setting<'a> {
+    cluster: &'a Cluster,
+    options: &'a StreamOptions,
+    monitor: &'a Monitor,
+}
+
+/// What outlives a connection: WAL that has arrived, and since when some is missing.
+struct Held<'a> {
+    uploads: &'a mut Uploads,
+    spool: Option<&'a mut Spool>,
+    lag: &'a mut Lag,
+}
+
 /// Streams until `stop` becomes true.
 ///
 /// Trouble with the server or the store is reported as an event and tried again for ever.
@@ -111,12 +130,15 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
     monitor.disconnected();
     let mut uploads = Uploads::new(cluster, &monitor);
     let mut spool = options.spool.as_ref().map(|spool| Spool::open(spool, cluster)).transpose()?;
-    let watching = retention::watch(options.connection.clone(), options.slot.clone(), options.pg_wal.clone(), monitor.clone());
+    let watching = slot_watch::watch(options.connection.clone(), options.slot.clone(), options.pg_wal.clone(), monitor.clone());
     let streaming = async {
         if let Some(spool) = &mut spool {
             store_what_is_left(spool, &mut uploads).await?;
         }
         let mut server = Learnt::default();
+        let mut lag = Lag::default();
+        let setting = Setting { cluster, options, monitor: &monitor };
+        let mut pause = RECONNECT.0;
         loop {
             // What an earlier connection brought comes first: where the next one begins is what the vault has then.
             tokio::select! {
@@ -126,17 +148,21 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
             if *stop.borrow() {
                 return farewell(&mut uploads, spool.as_mut()).await;
             }
-            let outcome = session(cluster, options, &monitor, &mut uploads, spool.as_mut(), &mut stop, &mut server).await;
-            monitor.disconnected();
-            let says = |error: &Error, state| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
+            let held = Held { uploads: &mut uploads, spool: spool.as_mut(), lag: &mut lag };
+            let outcome = session(setting, held, &mut stop, &mut server).await;
+            if monitor.disconnected() {
+                pause = RECONNECT.0;
+            }
+            let says = |error: &Error, state: &str| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
             match outcome {
                 Ok(()) => return if uploads.is_empty() { Ok(()) } else { Err(not_stored()) },
                 Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && server.refused() => {}
                 Err(error) if error.code() == receive::BEHIND => monitor.behind(&error),
+                Err(error) if REFUSED.iter().any(|state| says(&error, state)) => return Err(error),
                 Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
                     monitor.interrupted(&error);
                     tokio::select! {
-                        () = tokio::time::sleep(RECONNECT) => {}
+                        () = tokio::time::sleep(pause) => pause = (pause * 2).min(RECONNECT.1),
                         () = stopped(&mut stop) => {}
                     }
                 }
@@ -174,7 +200,7 @@ async fn store_what_is_left(spool: &mut Spool, uploads: &mut Uploads) -> Result<
 async fn drain(uploads: &mut Uploads, mut spool: Option<&mut Spool>) -> Result<()> {
     while !uploads.is_empty() {
         let stored = uploads.first().await?;
-        if let (Some(spool), true) = (&mut spool, stored.whole) {
+        if let (Some(spool), true) = (&mut spool, stored.completes) {
             spool.release(stored.segment)?;
         }
     }
@@ -192,26 +218,18 @@ fn not_stored() -> Error {
 }
 
 /// One connection's life.
-async fn session(
-    cluster: &Cluster,
-    options: &StreamOptions,
-    monitor: &Monitor,
-    uploads: &mut Uploads,
-    mut spool: Option<&mut Spool>,
-    stop: &mut watch::Receiver<bool>,
-    server: &mut Learnt,
-) -> Result<()> {
+async fn session(setting: Setting<'_>, held: Held<'_>, stop: &mut watch::Receiver<bool>, server: &mut Learnt) -> Result<()> {
+    let Setting { cluster, options, monitor } = setting;
+    let Held { uploads, mut spool, lag } = held;
     // What the server wrote while nobody was connected has been missing since then.
-    let mut lag = Lag::default();
     let disconnected = monitor.state.borrow().disconnected_since.unwrap_or_else(|| monitor.env.now());
     let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
     let identity = connection.identify_system().await?;
     cluster.ensure_is(identity.system_id)?;
     server.on(identity.timeline);
     let size = connection.wal_segment_size().await?;
-    let begin = start::slot(&mut connection, options, monitor, size, server).await?.unwrap_or(identity.flush_lsn);
-    let (mut timeline, mut from) =
-        start::start_point(cluster, &mut connection, options, monitor, size, &identity, begin, server).await?;
+    let begin = start::slot(setting, &mut connection, size, server).await?.unwrap_or(identity.flush_lsn);
+    let (mut timeline, mut from) = start::start_point(setting, &mut connection, size, &identity, begin, server).await?;
     let mut kept = begin;
     loop {
         let _ = take::ensure_history(cluster, &mut connection, timeline).await?;
@@ -227,7 +245,8 @@ async fn session(
         if identity.flush_lsn > from {
             lag.add(identity.flush_lsn, disconnected);
         }
-        let mut receiver = Receiver::new(options, monitor, uploads, spool.as_deref_mut(), &mut lag, stream, size, from, kept);
+        let held = Held { uploads: &mut *uploads, spool: spool.as_deref_mut(), lag: &mut *lag };
+        let mut receiver = Receiver::new(setting, held, stream, size, from, kept);
         match receiver.run(stop).await? {
             None => {
                 tokio::time::timeout(FAREWELL, receiver.drain()).await.unwrap_or(Ok(()))?;

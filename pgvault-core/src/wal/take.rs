@@ -138,7 +138,7 @@ async fn stream(
             let _ = complete_by.get_or_insert_with(|| tokio::time::Instant::now() + COMPLETE);
         }
     }
-    if stored < to
+    while stored < to
         && let Some(piece) = assembler.flush()?
     {
         stored = piece.end;

@@ -35,6 +35,7 @@ pub fn all() -> Vec<Seed> {
     tables(&mut seeds);
     documents(&mut seeds);
     wal(&mut seeds);
+    wal_rows(&mut seeds);
     texts(&mut seeds);
     seeds
 }
@@ -223,6 +224,16 @@ fn wal(seeds: &mut Vec<Seed>) {
         seeds.push(("wal_page", format!("small_pages_{name}"), prefixed(0, &pages.bytes)));
         seeds.push(("wal_page", format!("small_pages_{name}_made_right"), prefixed(0x40, &pages.bytes[..1024])));
         seeds.push(("wal_page", format!("small_pages_{name}_elsewhere"), prefixed(0x80 | (start << 8), &pages.bytes[..200])));
+    }
+}
+
+/// The `wal_page` seeds again, cut.
+fn wal_rows(seeds: &mut Vec<Seed>) {
+    let pages: Vec<Seed> = seeds.iter().filter(|(target, ..)| *target == "wal_page").cloned().collect();
+    for (_, name, mut bytes) in pages {
+        // Pieces of 1000 bytes; the second check begins at 40.
+        bytes[1..4].copy_from_slice(&[0xE7, 3, 40]);
+        seeds.push(("wal_check", name, bytes));
     }
 }
 

@@ -12,7 +12,7 @@ use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, HEADER_LEN, Header, TAIL_LEN, Tail};
 use pgvault_core::format::table_index::TableIndex;
 use pgvault_core::format::{BLOCK, MAX_FRAME, MAX_OBJECT, REGION_BLOCKS, document, pack_table};
-use pgvault_core::postgres::wal::{self, Records, WalPageHeader};
+use pgvault_core::postgres::wal::{self, Records, WalChecker, WalPageHeader};
 use pgvault_core::postgres::{
     BackupLabel, ControlFile, EntryKind, Lsn, SegmentHeader, SegmentName, SegmentSize, SystemId, TablespaceMap, TarDecoder,
     TarEvent, TimelineHistory, TimelineId, WalFileName, invalidate_checkpoint, scan_segment,
@@ -34,6 +34,7 @@ pub const TARGETS: &[NamedTarget] = &[
     ("file_map", file_map),
     ("document", json_document),
     ("wal_page", wal_page),
+    ("wal_check", wal_check),
     ("backup_label", backup_label),
     ("pg_control", pg_control),
     ("wal_object_name", wal_object_name),
@@ -251,6 +252,45 @@ pub fn wal_page(data: &[u8]) {
         assert!(span.min_xid <= span.max_xid && span.first_time <= span.last_time && u64::from(span.count) <= count);
         assert!(wal::find_transaction(bytes, start, size, span.max_xid).unwrap().is_some());
     }
+}
+
+/// WAL of any length, given in pieces: how it is cut must not matter, and what is right for a scan is right for the checker. The same
+/// eight bytes in front as for `wal_page`; the bits above choose how long the pieces are and where the check begins.
+pub fn wal_check(data: &[u8]) {
+    let (options, bytes) = number(data);
+    let mut bytes = bytes.to_vec();
+    if options & 0x40 != 0 {
+        make_records_right(&mut bytes);
+    }
+    let header = SegmentHeader::parse(&bytes);
+    let (start, size, system) = match &header {
+        Ok(header) => (header.start, header.segment_size, header.system_identifier),
+        Err(_) => (Lsn(options >> 32), SegmentSize::try_from(1u32 << (20 + options % 11)).unwrap(), SystemId(1)),
+    };
+    let from = usize::try_from(options >> 24 & 0xFF).unwrap().min(bytes.len());
+    let step = usize::try_from(options >> 8 & 0xFFFF).unwrap() + 1;
+    let check = |from: usize, step: usize| {
+        let start = start.advance(from as u64);
+        let mut checker = WalChecker::new(system, size, TimelineId(u32::MAX), None, start);
+        bytes[from..].chunks(step).for_each(|piece| checker.feed(piece));
+        assert_eq!(checker.position(), start.advance((bytes.len() - from) as u64));
+        assert!(checker.end() <= checker.position());
+        assert!(checker.records() <= bytes.len() as u64 / 24 + 1);
+        let (end, records, ends) = (checker.end(), checker.records(), checker.take_ends());
+        checker.settle(false);
+        (end, records, ends, checker.last_record(), checker.take_faults())
+    };
+    let whole = check(0, bytes.len().max(1));
+    assert_eq!(check(0, step), whole);
+    let _ = check(from, step);
+    let Ok(header) = header else { return };
+    // What a scan finds from the start on without a doubt, the checker finds too, and no more faults than pages and records.
+    let scan = scan_segment(&bytes, header.start, header.segment_size).unwrap();
+    let in_one = bytes.len() as u64 <= header.segment_size.bytes() && header.block_size == 8192;
+    if in_one && whole.4.is_empty() && header.start.0 < u64::MAX - (4 << 30) {
+        assert!(whole.1 <= scan.records, "{} records, a scan finds {}", whole.1, scan.records);
+    }
+    assert!(whole.4.len() <= bytes.len() / 8 + 2);
 }
 
 /// Chains the records of the first page and corrects their checksums, so that their contents are reached.

@@ -97,17 +97,33 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn fill(&mut self) -> Result<()> {
+    /// An empty cluster with these settings, started.
+    pub(super) fn create(root: &Path, bin: &Path, account: Account, settings: &str) -> Result<Self> {
+        account.own(root)?;
+        if let Some(child) = fs::read_dir(root)?.flatten().next() {
+            bail!("{} is not empty ({}); give another --folder, or empty it", root.display(), child.path().display());
+        }
+        let mut cluster = Self { root: root.to_path_buf(), bin: bin.to_path_buf(), account, gib: 0, running: false };
+        cluster.init(settings)?;
+        Ok(cluster)
+    }
+
+    fn init(&mut self, settings: &str) -> Result<()> {
         let pgdata = self.pgdata();
         let mut initdb = self.account.command(self.bin.join("initdb"));
         initdb.args(["--data-checksums", "-U", "postgres", "-A", "trust", "--locale=C.UTF-8", "-E", "UTF8", "-N", "-D"]);
         run_quietly(initdb.arg(&pgdata))?;
         let conf = pgdata.join("postgresql.conf");
         let mut text = fs::read_to_string(&conf)?;
-        text.push_str(SETTINGS);
+        text.push_str(settings);
         fs::write(&conf, text + &format!("unix_socket_directories = '{}'\n", self.root.display()))?;
         self.control(&["start"])?;
         self.running = true;
+        Ok(())
+    }
+
+    fn fill(&mut self) -> Result<()> {
+        self.init(SETTINGS)?;
         // 15 MiB of table and index for each unit.
         let scale = (u64::from(self.gib) * 512 / 15).max(1).to_string();
         let mut pgbench = self.account.command(self.bin.join("pgbench"));

@@ -56,8 +56,8 @@ pub(super) fn measure(command: &mut Command) -> Result<Measured> {
     Ok(Measured { wall: wall?, cpu: cpu?, peak_rss })
 }
 
-/// User and system time of a process that has ended but was not waited for, and of its children.
-fn cpu_time(pid: i32) -> Result<Duration> {
+/// User and system time of a process that was not waited for, and of the children that it waited for.
+pub(super) fn cpu_time(pid: i32) -> Result<Duration> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name in brackets may hold spaces; utime, stime, cutime and cstime are the 14th to the 17th field.
     let (_, fields) = stat.rsplit_once(')').context("/proc/PID/stat has no name")?;

@@ -84,7 +84,7 @@ pub(super) fn size_of(folder: &Path) -> Result<Size> {
     Ok(size)
 }
 
-fn written(cluster: &Cluster, name: &str, text: &str) -> Result<PathBuf> {
+pub(super) fn written(cluster: &Cluster, name: &str, text: &str) -> Result<PathBuf> {
     let path = cluster.root().join(name);
     fs::write(&path, text)?;
     cluster.account.own(&path)?;

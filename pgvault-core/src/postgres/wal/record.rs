@@ -9,22 +9,23 @@ use super::super::{Lsn, ParseError, SegmentSize, TimelineId};
 use super::{SegmentHeader, WalPageHeader, timestamp_from_pg};
 
 /// Bytes of `XLogRecord`.
-const RECORD_HEADER: usize = 24;
+pub(super) const RECORD_HEADER: usize = 24;
 
 /// Where `xl_crc` stands in it.
-const CRC_OFFSET: usize = 20;
+pub(super) const CRC_OFFSET: usize = 20;
 
 /// `XLogRecordMaxSize`: 1020 MiB.
-const MAX_RECORD: u32 = 1020 << 20;
+pub(super) const MAX_RECORD: u32 = 1020 << 20;
 
-const RM_XLOG: u8 = 0;
-const RM_XACT: u8 = 1;
+pub(super) const RM_XLOG: u8 = 0;
+pub(super) const RM_XACT: u8 = 1;
 
 /// The bits of `xl_info` that the resource manager owns.
-const RMGR_INFO: u8 = 0xF0;
+pub(super) const RMGR_INFO: u8 = 0xF0;
 
-const XLOG_SWITCH: u8 = 0x40;
+pub(super) const XLOG_SWITCH: u8 = 0x40;
 const XLOG_RESTORE_POINT: u8 = 0x70;
+pub(super) const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 
 const XACT_OPERATION: u8 = 0x70;
 const XACT_HAS_INFO: u8 = 0x80;
@@ -198,9 +199,14 @@ impl<'a> WalRecord<'a> {
     }
 }
 
+/// True when a record of the transaction manager with this `xl_info` ends a transaction, and begins with the time.
+pub(super) fn timed_transaction_end(info: u8) -> bool {
+    matches!(info & XACT_OPERATION, XACT_COMMIT | XACT_COMMIT_PREPARED | XACT_ABORT | XACT_ABORT_PREPARED)
+}
+
 /// Offset and length of the main data of a record, as `DecodeXLogRecord` finds them: inner headers first, in them the lengths,
 /// then the data of the blocks, then the main data at the very end.
-fn main_data_place(bytes: &[u8], length: usize) -> Option<(usize, usize)> {
+pub(super) fn main_data_place(bytes: &[u8], length: usize) -> Option<(usize, usize)> {
     const DATA_SHORT: u8 = 255;
     const DATA_LONG: u8 = 254;
     const ORIGIN: u8 = 253;

@@ -144,20 +144,28 @@ impl Monitor {
         self.state.send_modify(change);
     }
 
+    /// Counted each time, told when it is news.
     pub(super) fn interrupted(&self, error: &Error) {
+        let reason = error.to_string();
+        let mut known = false;
         self.update(|state| {
             state.connection_failures += 1;
-            state.connection_trouble = Some(error.to_string());
+            known = state.connection_trouble.replace(reason.clone()).as_ref() == Some(&reason);
         });
-        self.tell(StreamEvent::Interrupted { reason: error.to_string() });
+        if !known {
+            self.tell(StreamEvent::Interrupted { reason });
+        }
     }
 
-    pub(super) fn disconnected(&self) {
+    /// Whatever connection there was is over; true when there was one.
+    pub(super) fn disconnected(&self) -> bool {
         let now = self.env.now();
+        let mut was = false;
         self.update(|state| {
-            state.connected = false;
+            was = std::mem::take(&mut state.connected);
             let _ = state.disconnected_since.get_or_insert(now);
         });
+        was
     }
 
     /// The connection is closed on purpose.

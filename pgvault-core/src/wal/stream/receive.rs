@@ -7,14 +7,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use super::lag::Lag;
-use super::monitor::{Monitor, StreamEvent};
+use super::monitor::StreamEvent;
 use super::press::Pressed;
-use super::upload::{Stored, Uploads};
-use super::{StreamOptions, stopped};
+use super::upload::Stored;
+use super::{Held, Setting, stopped};
 use crate::postgres::{Acknowledgement, Lsn, SegmentSize, TimelineId, WalMessage, WalStream};
 use crate::wal::assemble::Assembler;
-use crate::wal::spool::Spool;
 use crate::{Error, ErrorKind, Result};
 
 /// How often the server hears where this process is, at least.
@@ -31,13 +29,10 @@ struct Syncing {
 
 /// One timeline's stream.
 pub(super) struct Receiver<'a> {
-    pub(super) options: &'a StreamOptions,
-    pub(super) monitor: &'a Monitor,
-    pub(super) uploads: &'a mut Uploads,
-    pub(super) spool: Option<&'a mut Spool>,
     pub(super) stream: WalStream<'a>,
-    pub(super) size: SegmentSize,
-    pub(super) lag: &'a mut Lag,
+    setting: Setting<'a>,
+    held: Held<'a>,
+    size: SegmentSize,
     assembler: Assembler,
     syncing: Option<Syncing>,
     /// The end of what has arrived, of what is durable in the spool, and of what is durable in the vault.
@@ -51,11 +46,8 @@ pub(super) struct Receiver<'a> {
 impl<'a> Receiver<'a> {
     /// A receiver for a stream that began at the start of the segment of `durable`, up to where the vault has everything.
     pub(super) fn new(
-        options: &'a StreamOptions,
-        monitor: &'a Monitor,
-        uploads: &'a mut Uploads,
-        spool: Option<&'a mut Spool>,
-        lag: &'a mut Lag,
+        setting: Setting<'a>,
+        held: Held<'a>,
         stream: WalStream<'a>,
         size: SegmentSize,
         durable: Lsn,
@@ -63,7 +55,7 @@ impl<'a> Receiver<'a> {
     ) -> Self {
         let (assembler, received) = Assembler::new(stream.timeline(), size, durable);
         let (syncing, spooled) = (None, Lsn::INVALID);
-        Self { options, monitor, uploads, spool, stream, size, lag, assembler, syncing, received, spooled, durable, kept }
+        Self { stream, setting, held, size, assembler, syncing, received, spooled, durable, kept }
     }
 
     /// What the slot stands at when this is over.
@@ -82,7 +74,7 @@ impl<'a> Receiver<'a> {
     }
 
     async fn receive(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<(TimelineId, Lsn)>> {
-        let patience = self.options.receive_timeout;
+        let patience = self.setting.options.receive_timeout;
         let mut status = tokio::time::interval(STATUS_INTERVAL.min(patience / 4));
         // An idle server is silent for as long as it hears from its receiver: whether it still lives, only a question tells.
         let mut heard = Instant::now();
@@ -91,16 +83,16 @@ impl<'a> Receiver<'a> {
         let mut full_since: Option<Instant> = None;
         let mut pressed = Pressed::default();
         loop {
-            let full = match &self.spool {
+            let full = match &self.held.spool {
                 Some(spool) => spool.is_full(),
-                None => self.uploads.is_full(),
+                None => self.held.uploads.is_full(),
             };
             if full {
                 heard = Instant::now();
             }
             full_since = full.then(|| full_since.unwrap_or_else(Instant::now));
             // One part at a time: what arrives meanwhile goes together with the next, so that a hundred commits cost one PUT.
-            let may_flush = flush_at.is_some() && !self.uploads.has_part();
+            let may_flush = flush_at.is_some() && !self.held.uploads.has_part();
             let may_sync = sync_at.is_some() && self.syncing.is_none();
             tokio::select! {
                 biased;
@@ -108,7 +100,7 @@ impl<'a> Receiver<'a> {
                     self.flush()?;
                     return Ok(None);
                 }
-                stored = self.uploads.first() => {
+                stored = self.held.uploads.first() => {
                     self.confirm(stored?).await?;
                     full_since = None;
                     if self.durable >= self.received {
@@ -118,7 +110,7 @@ impl<'a> Receiver<'a> {
                 synced = synced(&mut self.syncing) => {
                     self.spooled = self.spooled.max(synced?);
                     let spooled = self.spooled;
-                    self.monitor.update(|state| state.spooled = spooled);
+                    self.setting.monitor.update(|state| state.spooled = spooled);
                     self.acknowledge(false).await?;
                 }
                 () = sleep_until(flush_at), if may_flush => {
@@ -152,16 +144,16 @@ impl<'a> Receiver<'a> {
                             if !self.assembler.has_news() {
                                 flush_at = None;
                             } else if flush_at.is_none() {
-                                let wait = if self.options.synchronous { Duration::ZERO } else { self.options.flush_interval };
+                                let wait = if self.setting.options.synchronous { Duration::ZERO } else { self.setting.options.flush_interval };
                                 flush_at = Some(at_once + wait);
                             }
-                            if let Some(spool) = &self.options.spool {
-                                let wait = if self.options.synchronous || spool.durable { Duration::ZERO } else { self.options.flush_interval };
+                            if let Some(spool) = &self.setting.options.spool {
+                                let wait = if self.setting.options.synchronous || spool.durable { Duration::ZERO } else { self.setting.options.flush_interval };
                                 sync_at = sync_at.or(Some(at_once + wait));
                             }
                         }
                         WalMessage::Keepalive { server_end, reply_requested, .. } => {
-                            self.monitor.update(|state| state.keepalives += u64::from(reply_requested));
+                            self.setting.monitor.update(|state| state.keepalives += u64::from(reply_requested));
                             self.server_is_at(server_end);
                             if reply_requested {
                                 if self.received < server_end || self.confirmed() >= self.received {
@@ -182,8 +174,8 @@ impl<'a> Receiver<'a> {
 
     /// Waits until everything that has arrived is durable, and says so.
     pub(super) async fn drain(&mut self) -> Result<()> {
-        while !self.uploads.is_empty() {
-            let stored = self.uploads.first().await?;
+        while !self.held.uploads.is_empty() {
+            let stored = self.held.uploads.first().await?;
             self.confirm(stored).await?;
         }
         Ok(())
@@ -192,12 +184,12 @@ impl<'a> Receiver<'a> {
     /// Takes what has arrived.
     fn take(&mut self, start: Lsn, bytes: &[u8], server_end: Lsn) -> Result<()> {
         self.received = start.advance(bytes.len() as u64);
-        if let Some(spool) = &mut self.spool {
+        if let Some(spool) = &mut self.held.spool {
             spool.write(self.stream.timeline(), self.size, start, bytes)?;
         }
         for piece in self.assembler.add(start, bytes)? {
-            let spooled = self.spool.as_ref().map(|spool| spool.path(piece.segment));
-            self.uploads.add(piece, spooled);
+            let spooled = self.held.spool.as_ref().map(|spool| spool.path(piece.segment));
+            self.held.uploads.add(piece, spooled);
         }
         self.server_is_at(server_end.max(self.received));
         Ok(())
@@ -205,23 +197,23 @@ impl<'a> Receiver<'a> {
 
     fn server_is_at(&mut self, end: Lsn) {
         if end > self.durable {
-            self.lag.add(end, self.monitor.env.now());
+            self.held.lag.add(end, self.setting.monitor.env.now());
         }
-        let (received, waiting_since) = (self.received, self.lag.since());
-        self.monitor.update(|state| (state.received, state.server, state.waiting_since) = (received, end, waiting_since));
+        let (received, waiting_since) = (self.received, self.held.lag.since());
+        self.setting.monitor.update(|state| (state.received, state.server, state.waiting_since) = (received, end, waiting_since));
     }
 
     /// Sends what is in the open segment on its way.
     fn flush(&mut self) -> Result<()> {
-        if let Some(piece) = self.assembler.flush()? {
-            self.uploads.add(piece, None);
+        while let Some(piece) = self.assembler.flush()? {
+            self.held.uploads.add(piece, None);
         }
         Ok(())
     }
 
     /// Begins to make durable what is in the spool.
     fn sync(&mut self) -> Result<()> {
-        let Some(spool) = &mut self.spool else { return Ok(()) };
+        let Some(spool) = &mut self.held.spool else { return Ok(()) };
         let files: Vec<File> = spool.unsynced()?;
         let task = tokio::task::spawn_blocking(move || files.iter().try_for_each(File::sync_data));
         self.syncing = Some(Syncing { to: self.received, task });
@@ -230,7 +222,7 @@ impl<'a> Receiver<'a> {
 
     /// A piece is durable: says so, and lets go of what was kept for it.
     pub(super) async fn confirm(&mut self, stored: Stored) -> Result<()> {
-        if let (Some(spool), true) = (&mut self.spool, stored.whole) {
+        if let (Some(spool), true) = (&mut self.held.spool, stored.completes) {
             spool.release(stored.segment)?;
         }
         // A piece of the timeline before says nothing about this one.
@@ -238,17 +230,17 @@ impl<'a> Receiver<'a> {
             return Ok(());
         }
         self.durable = self.durable.max(stored.end);
-        let now = self.monitor.env.now();
-        let waited = self.lag.remove(self.durable, now);
-        let (to, waiting_since) = (self.durable, self.lag.since());
-        self.monitor.update(|state| (state.durable, state.waiting_since) = (to, waiting_since));
-        self.monitor.tell(StreamEvent::Durable { to, timeline: self.stream.timeline(), waited });
+        let now = self.setting.monitor.env.now();
+        let waited = self.held.lag.remove(self.durable, now);
+        let (to, waiting_since) = (self.durable, self.held.lag.since());
+        self.setting.monitor.update(|state| (state.durable, state.waiting_since) = (to, waiting_since));
+        self.setting.monitor.tell(StreamEvent::Durable { to, timeline: self.stream.timeline(), waited });
         self.acknowledge(false).await
     }
 
     /// What the server may forget.
     fn confirmed(&self) -> Lsn {
-        match &self.options.spool {
+        match &self.setting.options.spool {
             Some(spool) if spool.durable => self.durable.max(self.spooled),
             _ => self.durable,
         }
@@ -262,7 +254,7 @@ impl<'a> Receiver<'a> {
         let flush = self.confirmed();
         let write = flush.max(self.spooled);
         let ack = if flush >= self.kept { Acknowledgement { write, flush, apply: flush } } else { Acknowledgement::default() };
-        self.stream.send_status(ack, reply, self.monitor.env.now()).await
+        self.stream.send_status(ack, reply, self.setting.monitor.env.now()).await
     }
 }
 

@@ -2,14 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use super::monitor::Monitor;
-use super::{StreamEvent, StreamOptions};
+use super::{Setting, StreamEvent};
 use crate::postgres::{
     Connection, Lsn, SegmentName, SegmentSize, SlotState, SystemIdentity, TimelineHistory, TimelineId, WalSegNo,
 };
-use crate::vault::Cluster;
-use crate::wal::catalog::Catalog;
-use crate::wal::take;
+use crate::wal::catalog::{Catalog, Gap};
+use crate::wal::{gap, take};
 use crate::{Error, ErrorKind, Result};
 
 /// Holes in the vault's WAL that the server is asked to fill, the newest; older ones are of less and less use.
@@ -52,9 +50,8 @@ impl Learnt {
 /// stream from the latter. So does a slot that points at WAL of which the server has just said (`lost`) that it is removed.
 /// Such a slot is replaced by one that keeps WAL from the last checkpoint on.
 pub(super) async fn slot(
+    Setting { options, monitor, .. }: Setting<'_>,
     connection: &mut Connection,
-    options: &StreamOptions,
-    monitor: &Monitor,
     size: SegmentSize,
     server: &Learnt,
 ) -> Result<Option<Lsn>> {
@@ -93,10 +90,8 @@ pub(super) async fn slot(
 /// # Errors
 /// `wal.left_timeline` when another server has taken over; when the server or the store fails.
 pub(super) async fn start_point(
-    cluster: &Cluster,
+    Setting { cluster, options, monitor }: Setting<'_>,
     connection: &mut Connection,
-    options: &StreamOptions,
-    monitor: &Monitor,
     size: SegmentSize,
     identity: &SystemIdentity,
     begin: Lsn,
@@ -114,10 +109,12 @@ pub(super) async fn start_point(
     let from = open.map_or(segment_start(begin), |end| end.at);
     let gone = server.lost.and_then(|lost| recent.iter().rfind(|end| segment_start(end.at) <= lost));
     if let Some(gone) = gone.filter(|_| server.told < server.lost) {
+        let gap = Gap { timeline: history.timeline_at(gone.at), from: gone.at, to: gone.next.unwrap_or(from) };
+        // A hole at the end of the archive shows in no listing until something is behind it.
+        let _ = gap::record(cluster, gap).await?;
         server.told = server.lost;
         monitor.update(|state| state.gaps += 1);
-        let (timeline, to) = (history.timeline_at(gone.at), gone.next.unwrap_or(from));
-        monitor.tell(StreamEvent::Gap { timeline, from: gone.at, to });
+        monitor.tell(StreamEvent::Gap { timeline: gap.timeline, from: gap.from, to: gap.to });
     }
     let timeline = history.timeline_at(from);
     // Inside a segment only where the timeline's own objects reach: an ancestor's may end in the same segment.

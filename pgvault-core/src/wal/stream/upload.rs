@@ -4,15 +4,17 @@
 //! goes wrong (another content under the same name, bytes that are not WAL) ends the stream.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::task::JoinHandle;
 
 use super::monitor::Monitor;
 use crate::postgres::{Lsn, SegmentName};
 use crate::vault::Cluster;
-use crate::wal::assemble::Piece;
+use crate::wal::assemble::{Piece, Share};
 use crate::wal::deposit::Deposit;
 use crate::{Error, ErrorKind, Result};
 
@@ -28,7 +30,10 @@ const LAST_PAUSE: Duration = Duration::from_secs(8);
 pub(super) struct Stored {
     pub(super) segment: SegmentName,
     pub(super) end: Lsn,
-    pub(super) whole: bool,
+    /// Nothing of the segment is missing now.
+    pub(super) completes: bool,
+    /// It is what a flush gave out.
+    pub(super) is_part: bool,
 }
 
 struct Upload {
@@ -38,8 +43,8 @@ struct Upload {
 
 enum Work {
     Running(JoinHandle<Result<()>>),
-    /// A whole segment that lies in the spool until it is its turn.
-    Waiting(PathBuf),
+    /// Lies in the spool file until it is its turn: where, and how many bytes. The piece itself is empty.
+    Waiting(PathBuf, usize, Box<Piece>),
 }
 
 pub(super) struct Uploads {
@@ -64,14 +69,15 @@ impl Uploads {
 
     /// True while a part is being stored.
     pub(super) fn has_part(&self) -> bool {
-        self.queue.iter().any(|upload| !upload.stored.whole)
+        self.queue.iter().any(|upload| upload.stored.is_part)
     }
 
-    /// Adds the piece behind those that are there; `spooled` is a file that holds all of its segment.
+    /// Adds the piece behind those that are there; `spooled` is a file that holds all of its segment up to its end.
     pub(super) fn add(&mut self, piece: Piece, spooled: Option<PathBuf>) {
-        let stored = Stored { segment: piece.segment, end: piece.end, whole: piece.part.is_none() };
-        let work = match spooled.filter(|_| stored.whole && self.is_full()) {
-            Some(path) => Work::Waiting(path),
+        let (completes, is_part) = (piece.completes_segment(), matches!(piece.share, Share::Part { .. }));
+        let stored = Stored { segment: piece.segment, end: piece.end, completes, is_part };
+        let work = match spooled.filter(|_| !is_part && self.is_full()) {
+            Some(path) => Work::Waiting(path, piece.bytes.len(), Box::new(Piece { bytes: Bytes::new(), ..piece })),
             None => self.run(piece),
         };
         self.queue.push_back(Upload { stored, work });
@@ -81,19 +87,20 @@ impl Uploads {
         Work::Running(tokio::spawn(deposit(self.cluster.clone(), self.monitor.clone(), piece)))
     }
 
-    /// The oldest piece, once it is stored; waits for ever when there is none. Cancel-safe.
+    /// The oldest piece, once it is stored; waits for ever when there is none. Cancel-safe: a piece is taken off the queue in the same
+    /// step in which it is given out.
     pub(super) async fn first(&mut self) -> Result<Stored> {
-        let Some(upload) = self.queue.front_mut() else { return std::future::pending().await };
-        let stored = upload.stored;
-        if let Work::Running(task) = &mut upload.work {
-            let outcome = task.await;
-            let _ = self.queue.pop_front();
-            outcome.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
-        }
         self.start_waiting().await?;
-        if stored.whole {
+        let Some(Upload { stored, work: Work::Running(task) }) = self.queue.front_mut() else {
+            return std::future::pending().await;
+        };
+        let stored = *stored;
+        let outcome = task.await;
+        let _ = self.queue.pop_front();
+        outcome.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
+        if stored.completes {
             self.monitor.update(|state| state.segments += 1);
-        } else {
+        } else if stored.is_part {
             self.monitor.update(|state| state.parts += 1);
         }
         Ok(stored)
@@ -102,10 +109,8 @@ impl Uploads {
     /// Starts what waits in the spool, as far as there is room.
     async fn start_waiting(&mut self) -> Result<()> {
         for at in 0..self.queue.len().min(IN_FLIGHT) {
-            let Some(Upload { stored, work: Work::Waiting(path) }) = self.queue.get(at) else { continue };
-            let (stored, path) = (*stored, path.clone());
-            let bytes = tokio::fs::read(&path).await.map_err(|e| Error::io("read", &path, e))?;
-            let piece = Piece { segment: stored.segment, from: 0, bytes: bytes.into(), part: None, end: stored.end };
+            let Some(Upload { work: Work::Waiting(path, length, piece), .. }) = self.queue.get(at) else { continue };
+            let piece = Piece { bytes: read(path, piece.from.into(), *length).await?, ..Piece::clone(piece) };
             let work = self.run(piece);
             if let Some(upload) = self.queue.get_mut(at) {
                 upload.work = work;
@@ -113,6 +118,16 @@ impl Uploads {
         }
         Ok(())
     }
+}
+
+async fn read(path: &Path, from: u64, length: usize) -> Result<Bytes> {
+    let owned = path.to_path_buf();
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut bytes = vec![0; length];
+        std::fs::File::open(owned)?.read_exact_at(&mut bytes, from)?;
+        Ok(bytes.into())
+    });
+    reading.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?.map_err(|e| Error::io("read", path, e))
 }
 
 impl Drop for Uploads {
