@@ -8,6 +8,8 @@
 mod common;
 
 use std::fs;
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{Site, lsn, sql, wait_until};
@@ -187,4 +189,37 @@ fn r2_a_stream_goes_on_at_a_hole_in_the_vault_and_not_behind_it() {
     let listed = site.summary(&["list"]);
     assert_eq!(listed["gaps"].as_array().unwrap().len(), 0, "{listed}");
     site.pgv(&["check"]).ok();
+}
+
+/// A disk's snapshot was put back: the server has less than it has sent, and then other WAL under the same positions (R2, R11).
+#[test]
+fn r11_a_server_that_was_set_back_is_refused() {
+    let site = Site::new();
+    let mut server = start(&site, "wal_keep_size = 64MB");
+    catch_up(&site, &server);
+    server.stop(pgvault_verify::process::Mode::Fast).unwrap();
+    let (data, snapshot) = (server.pgdata().to_path_buf(), site.path("snapshot"));
+    let copy = |from: &Path, to: &Path| {
+        assert!(Command::new("cp").arg("-a").arg(from).arg(to).status().unwrap().success());
+    };
+    copy(&data, &snapshot);
+    server.start().unwrap();
+    let stream = site.stream();
+    let _ = sql(&server, "INSERT INTO t (pad) VALUES ('forgotten')");
+    let end = lsn(&server, "pg_current_wal_flush_lsn()");
+    wait_until("it is stored", PATIENCE, || site.vault_end(1, 1 << 20) >= Some(end));
+    assert_eq!(stream.terminate(), Some(0));
+    server.stop(pgvault_verify::process::Mode::Fast).unwrap();
+    let stored = site.wal_objects(1);
+
+    fs::remove_dir_all(&data).unwrap();
+    copy(&snapshot, &data);
+    server.start().unwrap();
+    let _ = site.pgv(&["wal", "stream"]).expect(1).says("it was set back");
+    // It goes on, past where the vault is.
+    while lsn(&server, "pg_current_wal_flush_lsn()").0 < end.0 + 4096 {
+        let _ = sql(&server, "INSERT INTO t (pad) VALUES ('another history')");
+    }
+    let _ = site.pgv(&["wal", "stream"]).expect(1).says("is not what the vault has of it");
+    assert_eq!(site.wal_objects(1), stored);
 }

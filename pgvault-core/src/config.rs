@@ -95,8 +95,8 @@ pub struct WalConfig {
     /// What is confirmed to the server as durable.
     pub durability: Durability,
     /// A server that says nothing for so long, though asked, is taken for lost and connected to again; as PostgreSQL's
-    /// `wal_receiver_timeout`.
-    #[serde(deserialize_with = "load::duration")]
+    /// `wal_receiver_timeout`; at least 1 s.
+    #[serde(deserialize_with = "load::receive_timeout")]
     pub receive_timeout: Duration,
     /// Files that one `wal push` stores at most: the one that PostgreSQL names, and others that wait. 0 and 1 for that one alone.
     pub push_batch: u32,

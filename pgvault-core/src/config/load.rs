@@ -112,6 +112,12 @@ pub(super) fn flush_interval<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
     Err(D::Error::custom("a flush interval is between 100ms and 1h"))
 }
 
+/// As [`duration`], at least a second.
+pub(super) fn receive_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let timeout = duration(deserializer)?;
+    if timeout >= Duration::from_secs(1) { Ok(timeout) } else { Err(D::Error::custom("a receive timeout is at least 1s")) }
+}
+
 /// Bytes, as a number or with a unit such as `4GiB`.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     bytesize::ByteSize::deserialize(deserializer).map(|size| size.as_u64())
@@ -196,6 +202,7 @@ mod tests {
             ("[vault]\nurl = 'x'\nurll = 'y'", "urll"),
             ("[vault]\nurl = 'x'\n[cluster.a.wal]\nflush_interval = 'soon'", "cluster.a.wal.flush_interval"),
             ("[vault]\nurl = 'x'\n[cluster.a.wal]\nflush_interval = '50ms'", "between 100ms and 1h"),
+            ("[vault]\nurl = 'x'\n[cluster.a.wal]\nreceive_timeout = '0s'", "at least 1s"),
             ("[vault]\nurl = 'x'\n[cluster.a.wal]\nspool_limit = 'much'", "cluster.a.wal.spool_limit"),
             ("[vault]\nurl = 'x'\n[cluster.a.wal]\ndurability = 'disk'", "cluster.a.wal.durability"),
             ("[cluster.a]", "[vault]"),

@@ -340,12 +340,18 @@ impl Store {
     /// When the store fails.
     pub async fn list_after(&self, prefix: &str, after: Option<&str>) -> Result<Vec<ObjectInfo>> {
         let path = Path::from(prefix);
-        let metas: Vec<object_store::ObjectMeta> = self
-            .retried("list", prefix, || async {
-                match after {
-                    Some(after) => self.inner.list_with_offset(Some(&path), &Path::from(after)).try_collect().await,
-                    None => self.inner.list(Some(&path)).try_collect().await,
+        let metas = self
+            .repeated("list", prefix, || async {
+                let mut listing = match after {
+                    Some(after) => self.inner.list_with_offset(Some(&path), &Path::from(after)),
+                    None => self.inner.list(Some(&path)),
+                };
+                let mut metas = Vec::new();
+                // Each page is a request. All of them together take as long as there are objects.
+                while let Some(meta) = self.bounded(listing.try_next()).await? {
+                    metas.push(meta);
                 }
+                Ok(metas)
             })
             .await?;
         let mut found = metas.iter().map(info).collect::<Result<Vec<_>>>()?;
@@ -381,9 +387,16 @@ impl Store {
     where
         F: Future<Output = object_store::Result<T>>,
     {
+        self.repeated(doing, name, || self.bounded(request())).await
+    }
+
+    async fn repeated<T, F>(&self, doing: &str, name: &str, attempt_once: impl Fn() -> F) -> Result<T>
+    where
+        F: Future<Output = Result<T, Failure>>,
+    {
         let mut attempt = 0;
         loop {
-            match self.bounded(request()).await {
+            match attempt_once().await {
                 Ok(value) => return Ok(value),
                 Err(error) if error.is_permanent() || attempt + 1 >= self.options.attempts => {
                     return Err(error.into_error(doing, name));

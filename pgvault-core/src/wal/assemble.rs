@@ -74,6 +74,8 @@ pub struct Assembler {
     bytes: Vec<u8>,
     /// Bytes at the open segment's start that were given out as parts, or stored before.
     stored: usize,
+    /// What an earlier stream has stored of the first segment.
+    known: Vec<u8>,
     scanner: SegmentScanner,
     /// Parts given out of the open segment.
     parts: u32,
@@ -93,7 +95,17 @@ impl Assembler {
         let stored = usize::try_from(from.0 - start.0).unwrap_or(usize::MAX);
         let scanner = SegmentScanner::new(start, size);
         let chunk = stored - stored % MAX_PIECE;
-        (Self { timeline, size, number, bytes: Vec::new(), stored, scanner, parts: 0, group: stored, chunk }, start)
+        (
+            Self { timeline, size, number, bytes: Vec::new(), stored, known: Vec::new(), scanner, parts: 0, group: stored, chunk },
+            start,
+        )
+    }
+
+    /// What is stored of the first segment. It is received again, and must be the same.
+    #[must_use]
+    pub fn expecting(mut self, known: Vec<u8>) -> Self {
+        self.known = known;
+        self
     }
 
     /// The position of the next byte.
@@ -123,6 +135,16 @@ impl Assembler {
         let mut whole = Vec::new();
         while !bytes.is_empty() {
             let (now, later) = bytes.split_at(bytes.len().min(size - self.bytes.len()));
+            let known = self.known.get(self.bytes.len()..).unwrap_or_default();
+            let shared = known.len().min(now.len());
+            if known.get(..shared) != now.get(..shared) {
+                return Err(Error::new(
+                    ErrorKind::Conflict,
+                    "wal.diverged",
+                    format!("the server's {} is not what the vault has of it", self.segment()),
+                )
+                .with_hint("the server was set back to an earlier state and went on differently; restore it and promote it, so that it gets a timeline of its own"));
+            }
             self.bytes.reserve_exact((size - self.bytes.len()).min(size));
             self.bytes.extend_from_slice(now);
             bytes = later;
@@ -255,6 +277,20 @@ mod tests {
             assert!(chain.len() <= 130, "{} of {count}", chain.len());
             assert!(chain.windows(2).all(|pair| pair[1].0 <= pair[0].1));
         }
+    }
+
+    #[test]
+    fn what_was_stored_before_must_be_what_comes_again() {
+        let size = SegmentSize::try_from(1 << 20).unwrap();
+        let begin = || Assembler::new(TimelineId(1), size, Lsn((5 << 20) + 300)).0.expecting(vec![7; 300]);
+        let start = Lsn(5 << 20);
+        let mut good = begin();
+        assert!(good.add(start, &[7; 200]).unwrap().is_empty());
+        assert!(good.add(start.advance(200), &[7; 100]).unwrap().is_empty());
+        assert!(good.add(start.advance(300), &[8; 100]).unwrap().is_empty());
+        let mut bad = begin();
+        assert!(bad.add(start, &[7; 200]).unwrap().is_empty());
+        assert_eq!(bad.add(start.advance(200), &[8; 200]).unwrap_err().code(), "wal.diverged");
     }
 
     /// H14: skipping exactly one segment is a hole like any other.

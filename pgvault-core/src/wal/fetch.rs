@@ -13,7 +13,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use tokio::sync::Semaphore;
 
-use super::catalog::{self, Catalog};
+use super::catalog::{self, Catalog, TimelineObjects};
 use super::object::{self, WalName};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineId, WalFileName};
 use crate::vault::{Cluster, layout};
@@ -102,7 +102,8 @@ pub async fn contents(cluster: &Cluster, file: WalFileName) -> Result<Option<Vec
 async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Option<Vec<u8>>> {
     let Some(size) = segment_size(cluster).await? else { return Ok(None) };
     let start = object::segment_start(segment, size)?;
-    let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
+    // What lies before says nothing about what follows, and may be a million parts.
+    let catalog = Catalog::load(cluster, size, start).await?;
     let own = catalog.timelines.get(&segment.timeline).cloned().unwrap_or_default();
     let later = later_wal(&catalog, segment, start);
     let covered = own.covered(segment, size);
@@ -127,6 +128,14 @@ async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Opti
                 .with_hint("recovery cannot cross the gap; restore to a point before it, or from a backup taken after it"))
         }
     }
+}
+
+/// The bytes of a segment that is not there whole, as far as its parts reach without a hole.
+///
+/// # Errors
+/// When the store fails, a part was changed, or parts differ where they overlap.
+pub(super) async fn stored_start(cluster: &Cluster, objects: &TimelineObjects, segment: SegmentName) -> Result<Vec<u8>> {
+    assemble(cluster, segment, objects.chain(segment)).await
 }
 
 /// Reads parts, several at once, and puts them together in their order.

@@ -51,6 +51,7 @@ impl Spool {
         let directory = options.directory.join(cluster.name().to_string());
         let io = |e| Error::io("open the spool", &directory, e);
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(io)?;
+        File::open(&options.directory).and_then(|parent| parent.sync_all()).map_err(io)?;
         let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(directory.join("lock"));
         let lock = lock.map_err(io)?;
         flock(&lock, FlockOperation::NonBlockingLockExclusive).map_err(|_| {
@@ -151,6 +152,30 @@ impl Spool {
         Ok(())
     }
 
+    /// Renames a file that is not WAL, so that a person can look at it.
+    ///
+    /// # Errors
+    /// When it cannot be renamed.
+    pub fn set_aside(&mut self, segment: SegmentName) -> Result<()> {
+        let path = self.path(segment);
+        tracing::warn!(path = %path.display(), "this file of the spool is not WAL of this cluster; renamed to `.bad`");
+        fs::rename(&path, path.with_extension("bad")).map_err(|e| Error::io("rename", &path, e))?;
+        let _ = self.files.remove(&segment);
+        Ok(())
+    }
+
+    /// Deletes everything, because the vault has it all.
+    ///
+    /// # Errors
+    /// When a file cannot be deleted.
+    pub fn clear(&mut self) -> Result<()> {
+        (self.open, self.dirty) = (None, Vec::new());
+        for segment in self.segments() {
+            self.release(segment)?;
+        }
+        Ok(())
+    }
+
     /// The segments of which something is there, in order.
     pub fn segments(&self) -> Vec<SegmentName> {
         self.files.keys().copied().collect()
@@ -174,7 +199,9 @@ fn left_piece(segment: SegmentName, path: &Path) -> Result<Option<Piece>> {
     if bytes.len() as u64 == size.bytes() && scan.is_complete() {
         return Ok(Some(Piece { segment, from: 0, bytes: bytes.into(), share: Share::Whole, end: start.advance(size.bytes()) }));
     }
-    let length = scan.end_of_valid.0.saturating_sub(start.0);
+    // What is torn may be so because the machine went down: only what a checksum vouches for counts. The server has the rest.
+    let end = if scan.last_whole_record == scan.last_record { scan.end_of_valid } else { scan.last_record.unwrap_or(start) };
+    let length = end.0.saturating_sub(start.0);
     bytes.truncate(usize::try_from(length).unwrap_or(usize::MAX));
     if bytes.is_empty() {
         return Ok(None);

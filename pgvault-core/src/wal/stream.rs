@@ -41,11 +41,11 @@ pub use retention::{Pressure, Retention};
 use self::lag::Lag;
 use self::monitor::Monitor;
 use self::receive::Receiver;
-use self::start::Learnt;
+use self::start::{Begin, Learnt};
 use self::upload::Uploads;
 use super::spool::{Spool, SpoolOptions};
 use super::take;
-use crate::postgres::{ConnInfo, Connection, Mode, ServerError, WalSegNo, sqlstate};
+use crate::postgres::{ConnInfo, Connection, Lsn, Mode, SegmentSize, ServerError, WalSegNo, sqlstate};
 use crate::vault::Cluster;
 use crate::{Error, ErrorKind, Result};
 
@@ -57,6 +57,9 @@ const REFUSED: [&str; 2] = [sqlstate::FEATURE_NOT_SUPPORTED, sqlstate::INSUFFICI
 
 /// How long what was received may take to be stored when the stream is asked to end. What is not then is still with the server.
 const FAREWELL: Duration = Duration::from_secs(15);
+
+/// The part of that for which the server is kept waiting to hear of it, should it be stopping as well.
+const ATTACHED: Duration = Duration::from_secs(2);
 
 /// How to stream.
 #[derive(Debug, Clone)]
@@ -133,7 +136,10 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
     let watching = slot_watch::watch(options.connection.clone(), options.slot.clone(), options.pg_wal.clone(), monitor.clone());
     let streaming = async {
         if let Some(spool) = &mut spool {
-            store_what_is_left(spool, &mut uploads).await?;
+            tokio::select! {
+                stored = store_what_is_left(spool, &mut uploads) => stored?,
+                () = stopped(&mut stop) => return farewell(&mut uploads, None).await,
+            }
         }
         let mut server = Learnt::default();
         let mut lag = Lag::default();
@@ -142,7 +148,12 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
         loop {
             // What an earlier connection brought comes first: where the next one begins is what the vault has then.
             tokio::select! {
-                stored = drain(&mut uploads, spool.as_mut()) => stored?,
+                stored = drain(&mut uploads, spool.as_mut()) => {
+                    stored?;
+                    if let Some(spool) = &mut spool {
+                        spool.clear()?;
+                    }
+                }
                 () = stopped(&mut stop) => {}
             }
             if *stop.borrow() {
@@ -155,12 +166,15 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
             }
             let says = |error: &Error, state: &str| ServerError::of(error).is_some_and(|server| server.sqlstate == state);
             match outcome {
-                Ok(()) => return if uploads.is_empty() { Ok(()) } else { Err(not_stored()) },
-                Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && server.refused() => {}
+                Ok(()) => return farewell(&mut uploads, spool.as_mut()).await,
+                Err(error) if says(&error, sqlstate::UNDEFINED_FILE) && server.refused() => continue,
                 Err(error) if error.code() == receive::BEHIND => monitor.behind(&error),
                 Err(error) if REFUSED.iter().any(|state| says(&error, state)) => return Err(error),
                 Err(error) if matches!(error.kind(), ErrorKind::Source | ErrorKind::Storage) && error.code() != "source.auth" => {
-                    monitor.interrupted(&error);
+                    match error.kind() {
+                        ErrorKind::Storage => monitor.store_failed(&error),
+                        _ => monitor.interrupted(&error),
+                    }
                     tokio::select! {
                         () = tokio::time::sleep(pause) => pause = (pause * 2).min(RECONNECT.1),
                         () = stopped(&mut stop) => {}
@@ -168,6 +182,8 @@ pub async fn stream(cluster: &Cluster, options: &StreamOptions, mut stop: watch:
                 }
                 Err(error) => return Err(error),
             }
+            // The next connection may reach another server.
+            server = Learnt::default();
         }
     };
     tokio::select! {
@@ -187,11 +203,14 @@ async fn stopped(stop: &mut watch::Receiver<bool>) {
 /// Stores what a process before this one has left in the spool.
 async fn store_what_is_left(spool: &mut Spool, uploads: &mut Uploads) -> Result<()> {
     for segment in spool.segments() {
-        if let Some(piece) = spool.left(segment)? {
-            uploads.add(piece, None);
-            let _ = uploads.first().await?;
+        match spool.left(segment)? {
+            Some(piece) => {
+                uploads.add(piece, None);
+                let _ = uploads.first().await?;
+                spool.release(segment)?;
+            }
+            None => spool.set_aside(segment)?,
         }
-        spool.release(segment)?;
     }
     Ok(())
 }
@@ -209,12 +228,38 @@ async fn drain(uploads: &mut Uploads, mut spool: Option<&mut Spool>) -> Result<(
 
 /// Stores what has arrived, for a while.
 async fn farewell(uploads: &mut Uploads, spool: Option<&mut Spool>) -> Result<()> {
-    tokio::time::timeout(FAREWELL, drain(uploads, spool)).await.unwrap_or_else(|_| Err(not_stored()))
+    tokio::time::timeout(FAREWELL, drain(uploads, spool)).await.unwrap_or_else(|_| {
+        Err(Error::new(ErrorKind::Storage, "wal.not_stored", "ended before everything received was stored")
+            .with_hint("nothing is lost: the replication slot keeps what was not confirmed"))
+    })
 }
 
-fn not_stored() -> Error {
-    Error::new(ErrorKind::Storage, "wal.not_stored", "ended before everything received was stored")
-        .with_hint("nothing is lost: the replication slot keeps what was not confirmed")
+/// A connection that is ready to stream.
+struct Ready {
+    connection: Connection,
+    size: SegmentSize,
+    begin: Begin,
+    /// What the slot stands at.
+    kept: Lsn,
+    /// The end of the server's WAL.
+    end: Lsn,
+}
+
+/// Connects, and finds out where to begin.
+async fn prepare(setting: Setting<'_>, server: &mut Learnt) -> Result<Ready> {
+    let Setting { cluster, options, .. } = setting;
+    let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
+    connection.set_idle_timeout(Some(options.receive_timeout));
+    let identity = connection.identify_system().await?;
+    cluster.ensure_is(identity.system_id)?;
+    let size = connection.wal_segment_size().await?;
+    if options.spool.as_ref().is_some_and(|spool| spool.limit < 2 * size.bytes()) {
+        let why = format!("the spool holds less than two segments of {} bytes", size.bytes());
+        return Err(Error::new(ErrorKind::Usage, "spool.too_small", why).with_hint("raise wal.spool_limit"));
+    }
+    let kept = start::slot(setting, &mut connection, size, server).await?.unwrap_or(identity.flush_lsn);
+    let begin = start::start_point(setting, &mut connection, size, &identity, kept, server).await?;
+    Ok(Ready { connection, size, begin, kept, end: identity.flush_lsn })
 }
 
 /// One connection's life.
@@ -223,44 +268,53 @@ async fn session(setting: Setting<'_>, held: Held<'_>, stop: &mut watch::Receive
     let Held { uploads, mut spool, lag } = held;
     // What the server wrote while nobody was connected has been missing since then.
     let disconnected = monitor.state.borrow().disconnected_since.unwrap_or_else(|| monitor.env.now());
-    let mut connection = Connection::connect(&options.connection, Mode::Replication).await?;
-    let identity = connection.identify_system().await?;
-    cluster.ensure_is(identity.system_id)?;
-    server.on(identity.timeline);
-    let size = connection.wal_segment_size().await?;
-    let begin = start::slot(setting, &mut connection, size, server).await?.unwrap_or(identity.flush_lsn);
-    let (mut timeline, mut from) = start::start_point(setting, &mut connection, size, &identity, begin, server).await?;
-    let mut kept = begin;
+    let Ready { mut connection, size, mut begin, mut kept, end } = tokio::select! {
+        ready = prepare(setting, server) => ready?,
+        () = stopped(stop) => return Ok(()),
+    };
     loop {
+        let Begin { timeline, from, stored } = begin;
         let _ = take::ensure_history(cluster, &mut connection, timeline).await?;
         let start = WalSegNo::containing(from, size).start(size);
         server.asked = start;
         monitor.tell(StreamEvent::Started { from: start, timeline });
         let mut stream = connection.start_replication(Some(&options.slot), start, timeline).await?;
         stream.resume_acknowledged(from);
+        let _ = lag.remove(from, monitor.env.now());
+        if end > from {
+            lag.add(end, disconnected);
+        }
+        let waiting_since = lag.since();
         monitor.update(|state| {
             (state.connected, state.disconnected_since, state.connection_trouble) = (true, None, None);
-            (state.timeline, state.received, state.durable) = (Some(timeline), from, from);
+            (state.timeline, state.received, state.durable, state.server) = (Some(timeline), from, from, end.max(from));
+            state.waiting_since = waiting_since;
         });
-        if identity.flush_lsn > from {
-            lag.add(identity.flush_lsn, disconnected);
-        }
         let held = Held { uploads: &mut *uploads, spool: spool.as_deref_mut(), lag: &mut *lag };
-        let mut receiver = Receiver::new(setting, held, stream, size, from, kept);
+        let mut receiver = Receiver::new(setting, held, stream, size, (from, stored), kept);
         match receiver.run(stop).await? {
             None => {
-                tokio::time::timeout(FAREWELL, receiver.drain()).await.unwrap_or(Ok(()))?;
-                return receiver.stream.stop().await;
+                // Who is not told in time asks again, or has gone; storing goes on without the connection.
+                if tokio::time::timeout(ATTACHED, receiver.drain()).await.unwrap_or(Ok(())).is_ok() && receiver.is_drained() {
+                    let _ = tokio::time::timeout(ATTACHED, receiver.stream.stop()).await;
+                }
+                return Ok(());
             }
             Some((next, next_start)) => {
                 // The end of the old timeline is only stored as a part; the new one's first segment repeats it.
-                receiver.drain().await?;
+                tokio::select! {
+                    drained = receiver.drain() => drained?,
+                    () = stopped(stop) => return Ok(()),
+                }
                 kept = receiver.kept();
                 drop(receiver);
-                timeline = next;
+                if let Some(spool) = spool.as_deref_mut() {
+                    spool.clear()?;
+                }
                 // The new timeline's first segment begins with a copy of the old one's bytes, which its own objects do not have.
-                from = WalSegNo::containing(next_start, size).start(size);
-                monitor.tell(StreamEvent::Switched { timeline });
+                let from = WalSegNo::containing(next_start, size).start(size);
+                begin = Begin { timeline: next, from, stored: Vec::new() };
+                monitor.tell(StreamEvent::Switched { timeline: next });
             }
         }
     }

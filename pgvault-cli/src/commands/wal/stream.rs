@@ -51,7 +51,12 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &StreamArgs) -> Resu
     tokio::pin!(streaming);
     loop {
         tokio::select! {
-            ended = &mut streaming => return ended.map(|()| Status::Done),
+            ended = &mut streaming => {
+                while let Ok(event) = told.try_recv() {
+                    tell(printer, &event);
+                }
+                return ended.map(|()| Status::Done);
+            }
             Some(event) = told.recv() => {
                 metrics.observe(&event);
                 tell(printer, &event);

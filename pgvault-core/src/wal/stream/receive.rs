@@ -50,10 +50,11 @@ impl<'a> Receiver<'a> {
         held: Held<'a>,
         stream: WalStream<'a>,
         size: SegmentSize,
-        durable: Lsn,
+        (durable, stored): (Lsn, Vec<u8>),
         kept: Lsn,
     ) -> Self {
         let (assembler, received) = Assembler::new(stream.timeline(), size, durable);
+        let assembler = assembler.expecting(stored);
         let (syncing, spooled) = (None, Lsn::INVALID);
         Self { stream, setting, held, size, assembler, syncing, received, spooled, durable, kept }
     }
@@ -67,7 +68,7 @@ impl<'a> Receiver<'a> {
     pub(super) async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> Result<Option<(TimelineId, Lsn)>> {
         let outcome = self.receive(stop).await;
         // What the server has sent may be all that is left of it.
-        if outcome.as_ref().is_ok_and(Option::is_some) || outcome.as_ref().is_err_and(|e| e.kind() == ErrorKind::Source) {
+        if outcome.as_ref().is_ok_and(Option::is_some) || outcome.as_ref().is_err_and(|e| e.kind() != ErrorKind::Conflict) {
             self.flush()?;
         }
         outcome
@@ -160,7 +161,7 @@ impl<'a> Receiver<'a> {
                                     self.acknowledge(false).await?;
                                 } else {
                                     // A server that is stopping waits until everything it has sent is confirmed.
-                                    self.flush()?;
+                                    flush_at = Some(Instant::now());
                                     pressed.ask()?;
                                 }
                             }
@@ -170,6 +171,11 @@ impl<'a> Receiver<'a> {
                 }
             }
         }
+    }
+
+    /// True when everything that has arrived is durable.
+    pub(super) fn is_drained(&self) -> bool {
+        self.held.uploads.is_empty()
     }
 
     /// Waits until everything that has arrived is durable, and says so.

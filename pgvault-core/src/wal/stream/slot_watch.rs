@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use super::monitor::{Monitor, StreamEvent};
 use super::retention::{Pressure, Retention};
-use crate::Result;
 use crate::postgres::{ConnInfo, Connection, Mode, quote_literal};
+use crate::{Error, ErrorKind, Result};
 
 /// How often the server is asked.
 const EVERY: Duration = Duration::from_secs(10);
+
+/// How long it may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// How often the same warning is repeated.
 const REPEAT: Duration = Duration::from_secs(300);
@@ -17,33 +20,29 @@ const REPEAT: Duration = Duration::from_secs(300);
 /// Asks the server for ever; what cannot be asked is left out, and no reason to stop archiving.
 pub(super) async fn watch(connection: ConnInfo, slot: String, pg_wal: Option<PathBuf>, monitor: Monitor) {
     let mut told = (Pressure::Low, tokio::time::Instant::now());
-    let mut session = None;
     let mut every = tokio::time::interval(EVERY);
     every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut warned = false;
     loop {
         let _ = every.tick().await;
-        let asked = match session.take() {
-            Some(session) => Ok(session),
-            None => Connection::connect(&connection, Mode::Sql).await,
+        // A session that stayed would keep a smart shutdown waiting for it.
+        let asking = async {
+            let mut session = Connection::connect(&connection, Mode::Sql).await?;
+            let answer = ask(&mut session, &slot).await;
+            session.close().await;
+            answer
         };
-        let asked = match asked {
-            Ok(mut connected) => ask(&mut connected, &slot).await.map(|retention| (connected, retention)),
-            Err(error) => Err(error),
-        };
-        let retention = match asked {
-            Ok((connected, retention)) => {
-                session = Some(connected);
-                retention
+        let asked = tokio::time::timeout(PATIENCE, asking).await;
+        let asked = asked.unwrap_or_else(|_| Err(Error::new(ErrorKind::Source, "source.timeout", "PostgreSQL has not answered")));
+        let retention = asked.unwrap_or_else(|error| {
+            if !std::mem::replace(&mut warned, true) {
+                tracing::warn!(%error, "what the slot keeps is not known: asking needs a connection to the database as well");
             }
-            Err(error) => {
-                if !std::mem::replace(&mut warned, true) {
-                    tracing::warn!(%error, "what the slot keeps is not known: asking needs a connection to the database as well");
-                }
-                monitor.update(|state| state.retention = None);
-                continue;
-            }
-        };
+            None
+        });
+        if retention.is_none() {
+            monitor.update(|state| state.retention = None);
+        }
         let Some(mut retention) = retention else { continue };
         retention.disk_free = pg_wal.as_deref().and_then(free);
         monitor.update(|state| state.retention = Some(retention));

@@ -7,33 +7,35 @@ use crate::postgres::{
     Connection, Lsn, SegmentName, SegmentSize, SlotState, SystemIdentity, TimelineHistory, TimelineId, WalSegNo,
 };
 use crate::wal::catalog::{Catalog, Gap};
-use crate::wal::{gap, take};
+use crate::wal::{fetch, gap, take};
 use crate::{Error, ErrorKind, Result};
+
+/// The largest segments of which the stored start is compared with what the server sends.
+const COMPARED: u64 = 64 << 20;
 
 /// Holes in the vault's WAL that the server is asked to fill, the newest; older ones are of less and less use.
 const HOLES: usize = 8;
 
-/// What a server has said about the WAL that it still has.
+/// What a server has said about the WAL that it still has. Another server may have other WAL.
 #[derive(Debug, Default)]
 pub(super) struct Learnt {
-    /// The timeline it was on: another server, or the same one after a promotion, has other WAL.
-    timeline: Option<TimelineId>,
     /// Where streaming was asked for last.
     pub(super) asked: Lsn,
     /// The last place for which it said that it has removed the WAL.
     lost: Option<Lsn>,
-    /// That this was told.
-    told: Option<Lsn>,
+}
+
+/// Where to begin.
+#[derive(Debug)]
+pub(super) struct Begin {
+    pub(super) timeline: TimelineId,
+    /// The vault has everything before.
+    pub(super) from: Lsn,
+    /// What it has of the segment of `from`: the server must have the same.
+    pub(super) stored: Vec<u8>,
 }
 
 impl Learnt {
-    /// What is known holds for as long as the server stays on its timeline.
-    pub(super) fn on(&mut self, timeline: TimelineId) {
-        if self.timeline != Some(timeline) {
-            *self = Self { timeline: Some(timeline), ..Self::default() };
-        }
-    }
-
     /// The server says that it has removed what it was asked for; true when that is news, and asking again makes sense.
     pub(super) fn refused(&mut self) -> bool {
         let news = self.lost.is_none_or(|lost| self.asked > lost);
@@ -88,7 +90,8 @@ pub(super) async fn slot(
 /// it. Only the server knows what it still has, so it is asked, and asked again behind the place for which it said no.
 ///
 /// # Errors
-/// `wal.left_timeline` when another server has taken over; when the server or the store fails.
+/// `wal.left_timeline` when another server has taken over, `wal.server_behind` when this one lacks WAL that it has sent before; when the
+/// server or the store fails.
 pub(super) async fn start_point(
     Setting { cluster, options, monitor }: Setting<'_>,
     connection: &mut Connection,
@@ -96,9 +99,14 @@ pub(super) async fn start_point(
     identity: &SystemIdentity,
     begin: Lsn,
     server: &mut Learnt,
-) -> Result<(TimelineId, Lsn)> {
+) -> Result<Begin> {
     let history = take::ensure_histories(cluster, connection, identity.timeline).await?;
-    let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
+    // Everything up to here was found, or told to be missing, by an earlier connection of this process.
+    let known = monitor.state.borrow().durable;
+    let mut catalog = Catalog::load(cluster, size, Lsn(known.0.saturating_sub(1))).await?;
+    if !known.is_invalid() && catalog.histories.values().any(|heir| heir.switch_point_of(identity.timeline).is_some()) {
+        catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
+    }
     if !options.any_timeline {
         ensure_not_left(&catalog, identity.timeline, identity.flush_lsn)?;
     }
@@ -108,20 +116,41 @@ pub(super) async fn start_point(
     let open = recent.iter().find(|end| server.lost.is_none_or(|lost| segment_start(end.at) > lost));
     let from = open.map_or(segment_start(begin), |end| end.at);
     let gone = server.lost.and_then(|lost| recent.iter().rfind(|end| segment_start(end.at) <= lost));
-    if let Some(gone) = gone.filter(|_| server.told < server.lost) {
+    if let Some(gone) = gone {
         let gap = Gap { timeline: history.timeline_at(gone.at), from: gone.at, to: gone.next.unwrap_or(from) };
-        // A hole at the end of the archive shows in no listing until something is behind it.
-        let _ = gap::record(cluster, gap).await?;
-        server.told = server.lost;
-        monitor.update(|state| state.gaps += 1);
-        monitor.tell(StreamEvent::Gap { timeline: gap.timeline, from: gap.from, to: gap.to });
+        // A hole at the end of the archive shows in no listing until something is behind it. One that is known is not told again.
+        if gap.from < gap.to && gap::record(cluster, gap).await? {
+            monitor.update(|state| state.gaps += 1);
+            monitor.tell(StreamEvent::Gap { timeline: gap.timeline, from: gap.from, to: gap.to });
+        }
     }
     let timeline = history.timeline_at(from);
+    if timeline == identity.timeline && from > identity.flush_lsn {
+        ensure_not_behind(connection, from, identity)?;
+    }
     // Inside a segment only where the timeline's own objects reach: an ancestor's may end in the same segment.
     let start = segment_start(from);
     let own = SegmentName::new(timeline, WalSegNo::containing(from, size), size);
-    let covered = catalog.timelines.get(&timeline).map_or(0, |objects| objects.covered(own, size));
-    Ok((timeline, if start.advance(covered) >= from { from } else { start }))
+    let objects = catalog.timelines.get(&timeline).cloned().unwrap_or_default();
+    if start == from || start.advance(objects.covered(own, size)) < from {
+        return Ok(Begin { timeline, from: start, stored: Vec::new() });
+    }
+    let stored = if size.bytes() <= COMPARED { fetch::stored_start(cluster, &objects, own).await? } else { Vec::new() };
+    Ok(Begin { timeline, from, stored })
+}
+
+/// Refuses a server that lacks WAL which it has sent before: it was set back (a disk's snapshot, `fsync = off`), and what it writes now
+/// is not what follows in the vault. A standby may just not be there yet.
+fn ensure_not_behind(connection: &Connection, from: Lsn, identity: &SystemIdentity) -> Result<()> {
+    let at =
+        format!("the server is at {} on timeline {}, but the vault has WAL up to {from}", identity.flush_lsn, identity.timeline);
+    if connection.parameter("in_hot_standby") == Some("on") {
+        return Err(Error::new(ErrorKind::Source, "source.behind", format!("{at}; waiting until this standby has it")));
+    }
+    Err(Error::new(ErrorKind::Conflict, "wal.server_behind", format!("{at}: it was set back")).with_hint(
+        "a server that was set back to an earlier state must be restored and promoted, so that it gets a timeline of its own; archiving it \
+         here would mix two histories",
+    ))
 }
 
 /// Refuses a server that was promoted past: what it writes since is a branch that nobody follows, and archiving it would look as if all

@@ -90,7 +90,7 @@ impl Uploads {
     /// The oldest piece, once it is stored; waits for ever when there is none. Cancel-safe: a piece is taken off the queue in the same
     /// step in which it is given out.
     pub(super) async fn first(&mut self) -> Result<Stored> {
-        self.start_waiting().await?;
+        self.start_waiting();
         let Some(Upload { stored, work: Work::Running(task) }) = self.queue.front_mut() else {
             return std::future::pending().await;
         };
@@ -107,16 +107,17 @@ impl Uploads {
     }
 
     /// Starts what waits in the spool, as far as there is room.
-    async fn start_waiting(&mut self) -> Result<()> {
-        for at in 0..self.queue.len().min(IN_FLIGHT) {
-            let Some(Upload { work: Work::Waiting(path, length, piece), .. }) = self.queue.get(at) else { continue };
-            let piece = Piece { bytes: read(path, piece.from.into(), *length).await?, ..Piece::clone(piece) };
-            let work = self.run(piece);
-            if let Some(upload) = self.queue.get_mut(at) {
-                upload.work = work;
-            }
+    fn start_waiting(&mut self) {
+        for upload in self.queue.iter_mut().take(IN_FLIGHT) {
+            let Work::Waiting(path, length, piece) = &upload.work else { continue };
+            let (path, length, piece) = (path.clone(), *length, Piece::clone(piece));
+            let (cluster, monitor) = (self.cluster.clone(), self.monitor.clone());
+            // Read by the task that stores it: who waits for that task may stop waiting at any time.
+            upload.work = Work::Running(tokio::spawn(async move {
+                let bytes = read(&path, piece.from.into(), length).await?;
+                deposit(cluster, monitor, Piece { bytes, ..piece }).await
+            }));
         }
-        Ok(())
     }
 }
 
