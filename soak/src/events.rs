@@ -110,6 +110,11 @@ impl Deck {
         Self { cards, left: Vec::new() }
     }
 
+    /// Puts one back, below all others.
+    pub(crate) fn later(&mut self, event: Event) {
+        self.left.insert(0, event);
+    }
+
     pub(crate) fn draw(&mut self, random: &mut Random) -> Event {
         loop {
             if let Some(event) = self.left.pop() {
