@@ -111,7 +111,11 @@ impl Deck {
     }
 
     /// Puts one back, below all others.
-    pub(crate) fn later(&mut self, event: Event) {
+    pub(crate) fn later(&mut self, event: Event, random: &mut Random) {
+        if self.left.iter().all(|left| left.ends_stream()) {
+            self.left.clone_from(&self.cards);
+            random.shuffle(&mut self.left);
+        }
         self.left.insert(0, event);
     }
 

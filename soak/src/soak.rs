@@ -117,7 +117,7 @@ impl Soak {
                 self.sleep(calm)?;
                 let event = deck.draw(&mut self.random);
                 if spare && event.ends_stream() {
-                    deck.later(event);
+                    deck.later(event, &mut self.random);
                     continue;
                 }
                 self.event(event)?;
