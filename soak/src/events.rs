@@ -110,6 +110,15 @@ impl Deck {
         Self { cards, left: Vec::new() }
     }
 
+    /// Puts one back, below all others.
+    pub(crate) fn later(&mut self, event: Event, random: &mut Random) {
+        if self.left.iter().all(|left| left.ends_stream()) {
+            self.left.clone_from(&self.cards);
+            random.shuffle(&mut self.left);
+        }
+        self.left.insert(0, event);
+    }
+
     pub(crate) fn draw(&mut self, random: &mut Random) -> Event {
         loop {
             if let Some(event) = self.left.pop() {

@@ -76,7 +76,7 @@ impl Place {
         let place = Self { mount, account, folder, path };
         // The folder of a build need not be one that the account can enter.
         let _ = fs::copy(program, place.path("pgvault")).with_context(|| format!("copy {}", program.display()))?;
-        for name in ["address", "spool", "restored"] {
+        for name in ["address", "spool", "restored", "prefetch"] {
             place.directory(&place.path(name))?;
         }
         place.directory(&place.vault())?;
@@ -137,12 +137,13 @@ impl Place {
         let text = format!(
             "[vault]\nurl = \"file://{}\"\npassphrase_file = \"{}\"\n\n[cluster.main]\n\
              connection = \"host={} port=5432 user=postgres dbname=postgres\"\npgdata = \"{}\"\n\n\
-             [cluster.main.wal]\nflush_interval = \"{FLUSH_INTERVAL}s\"\nreceive_timeout = \"{RECEIVE_TIMEOUT}s\"\nsynchronous = {}\n{spool}",
+             [cluster.main.wal]\nflush_interval = \"{FLUSH_INTERVAL}s\"\nreceive_timeout = \"{RECEIVE_TIMEOUT}s\"\nsynchronous = {}\nprefetch_dir = \"{}\"\n{spool}",
             self.vault().display(),
             self.path("passphrase").display(),
             self.address().display(),
             self.path("pgdata").display(),
             settings.synchronous,
+            self.path("prefetch").display(),
         );
         self.write("pgvault.toml", &text).map(drop)
     }

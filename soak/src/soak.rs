@@ -117,6 +117,7 @@ impl Soak {
                 self.sleep(calm)?;
                 let event = deck.draw(&mut self.random);
                 if spare && event.ends_stream() {
+                    deck.later(event, &mut self.random);
                     continue;
                 }
                 self.event(event)?;
@@ -160,6 +161,11 @@ impl Soak {
         Ok(())
     }
 
+    /// Whom commits wait for.
+    fn awaited(&self) -> &'static str {
+        if self.settings.synchronous { "pgvault" } else { "" }
+    }
+
     /// Does it, waits until the stream has caught up, and says what it was.
     fn event(&mut self, event: Event) -> Result<()> {
         let began = Instant::now();
@@ -167,6 +173,9 @@ impl Soak {
         let what = self.perform(event).with_context(|| format!("{event:?}"))?;
         let acted = began.elapsed();
         let healed = self.healed().with_context(|| format!("after {event:?}"))?;
+        if self.pair.sql("show synchronous_standby_names")? != self.awaited() {
+            bail!("after {event:?} commits do not wait for whom they should: the soak is wrong");
+        }
         let (synchronous, asynchronous) = self.ledger.counts();
         self.report.event(
             event,
@@ -373,6 +382,9 @@ impl Soak {
         let pgdata = self.pair.primary().pgdata().to_path_buf();
         let began = Instant::now();
         self.restore_into(&pgdata, &["--to", "latest"])?;
+        // The configuration is that of the backup, which may be of a phase with the other promise. The last line counts.
+        let mut auto = fs::OpenOptions::new().append(true).open(pgdata.join("postgresql.auto.conf"))?;
+        writeln!(auto, "synchronous_standby_names = '{}'", self.awaited())?;
         self.pair.primary().start()?;
         self.promoted()?;
         let took = began.elapsed();
@@ -396,6 +408,10 @@ impl Soak {
     fn take_over(&mut self, left: u32) -> Result<String> {
         self.sleep(Duration::from_millis(300))?;
         let at = Instant::now();
+        // Settings do not travel with WAL.
+        let names = format!("alter system set synchronous_standby_names = '{}'; select pg_reload_conf()", self.awaited());
+        let _ = self.pair.standby().psql(&names)?;
+        self.sleep(Duration::from_millis(300))?;
         self.pair.promote(&self.place)?;
         let there = rows(self.pair.primary())?;
         let missing = self.ledger.missing(&there, at, Duration::MAX);
