@@ -8,7 +8,6 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use pgvault_core::postgres::{SegmentName, WalFileName};
-use pgvault_core::wal::fetch::place;
 use pgvault_core::wal::prefetch::cache::{Cache, Owner, Recovering, default_base, sweep};
 use pgvault_core::wal::prefetch::{PrefetchOptions, follow, has_next};
 use pgvault_core::{Error, ErrorKind, Result};
@@ -79,15 +78,15 @@ pub(crate) fn cached(cli: &Cli, args: &FetchArgs) -> Option<Status> {
     let Ok(WalFileName::Segment(segment)) = args.name.parse() else { return None };
     let place_of_cache = Place::find(&Context::load(cli).ok()?, args)?;
     let cache = place_of_cache.open().ok()?;
-    let mut bytes = cache.get(segment);
+    let mut handed = cache.hand_out(segment, &args.destination);
     // Also when it is not there: then those behind it are wanted.
     let _ = cache.ask(segment);
     let began = Instant::now();
-    while bytes.is_none() && cache.is_pending(segment) && began.elapsed() < ON_ITS_WAY && cache.kept_for().is_some() {
+    while handed.is_none() && cache.is_pending(segment) && began.elapsed() < ON_ITS_WAY && cache.kept_for().is_some() {
         std::thread::sleep(LOOK);
-        bytes = cache.get(segment);
+        handed = cache.hand_out(segment, &args.destination);
     }
-    match place(&args.destination, &bytes.or_else(|| cache.get(segment))?) {
+    match handed.or_else(|| cache.hand_out(segment, &args.destination))? {
         Ok(()) => {
             tracing::info!(%segment, "taken from the cache");
             Some(Status::Done)

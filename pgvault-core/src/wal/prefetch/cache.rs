@@ -35,6 +35,9 @@ const PENDING: &str = ".pending";
 const TEMPORARY: &str = ".tmp";
 
 const MAGIC: [u8; 8] = *b"PGVCACH1";
+/// Bytes that are looked at in one go.
+const CHUNK: usize = 256 << 10;
+
 /// Magic, vault, system identifier, name, length, digest.
 const SEAL: usize = 8 + 16 + 8 + 24 + 8 + 32;
 
@@ -266,20 +269,65 @@ impl Cache {
     }
 
     fn read(&self, segment: SegmentName, vault: Ulid) -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(usize::try_from(self.server.segment_size.bytes()).unwrap_or(0));
+        let _ = self.verify(segment, vault, |chunk| bytes.extend_from_slice(chunk))?;
+        Ok(bytes)
+    }
+
+    /// Reads a segment from its first byte to its seal; gives the file when everything about it is right.
+    fn verify(&self, segment: SegmentName, vault: Ulid, mut each: impl FnMut(&[u8])) -> io::Result<File> {
         let bad = |why: &str| io::Error::new(io::ErrorKind::InvalidData, why.to_owned());
-        let file = self.file(&segment.to_string(), OFlags::RDONLY)?;
-        let size = usize::try_from(self.server.segment_size.bytes()).map_err(|_| bad("is too large"))?;
-        if file.metadata()?.len() != (size + SEAL) as u64 {
+        let mut file = self.file(&segment.to_string(), OFlags::RDWR)?;
+        let size = self.server.segment_size.bytes();
+        if file.metadata()?.len() != size + SEAL as u64 {
             return Err(bad("has another size than a segment"));
         }
-        let mut bytes = Vec::with_capacity(size + SEAL);
-        let _ = file.take((size + SEAL) as u64).read_to_end(&mut bytes)?;
-        let seal = bytes.split_off(size.min(bytes.len()));
-        if bytes.len() != size || seal != self.seal(segment, vault, &bytes) {
-            return Err(bad("its seal is not that of this segment and these bytes"));
+        let head = self.seal_head(segment, vault, size);
+        let mut hasher = blake3::Hasher::new();
+        let _ = hasher.update(&head);
+        let mut chunk = vec![0; CHUNK];
+        let mut left = size;
+        while left > 0 {
+            let length = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            let Some(here) = chunk.get_mut(..length) else { break };
+            file.read_exact(here)?;
+            if left == size {
+                self.check_header(segment, here).map_err(|why| bad(&why))?;
+            }
+            let _ = hasher.update(here);
+            each(here);
+            left -= length as u64;
         }
-        self.check_header(segment, &bytes).map_err(|why| bad(&why))?;
-        Ok(bytes)
+        let mut seal = Vec::with_capacity(SEAL);
+        let _ = (&mut file).take(SEAL as u64).read_to_end(&mut seal)?;
+        let right = seal.strip_prefix(head.as_slice()).is_some_and(|digest| digest == hasher.finalize().as_bytes());
+        if right { Ok(file) } else { Err(bad("its seal is not that of this segment and these bytes")) }
+    }
+
+    /// Moves a segment to where the server wants it, when that is on the same file system, and copies it there otherwise. `None` when
+    /// it is not there, or there is anything wrong with it: then it is removed as well.
+    pub fn hand_out(&self, segment: SegmentName, destination: &Path) -> Option<io::Result<()>> {
+        let vault = self.kept_for()?;
+        let folder = rustix::fs::fstat(&self.folder).ok()?.st_dev;
+        let parent = destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if rustix::fs::stat(parent).is_ok_and(|parent| parent.st_dev == folder) {
+            let moved = self.verify(segment, vault, |_| {}).and_then(|file| {
+                // Without its seal it is a segment, and nothing that this cache would give to anybody.
+                file.set_len(self.server.segment_size.bytes())?;
+                let name = segment.to_string();
+                Ok(rustix::fs::renameat(&self.folder, name, rustix::fs::CWD, destination)?)
+            });
+            match moved {
+                Ok(()) => return Some(Ok(())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+                Err(error) => {
+                    tracing::warn!(%segment, %error, "a cached segment is not used");
+                    self.remove(&segment.to_string());
+                    return None;
+                }
+            }
+        }
+        self.get(segment).map(|bytes| crate::wal::fetch::place(destination, &bytes))
     }
 
     fn check_header(&self, segment: SegmentName, bytes: &[u8]) -> Result<(), String> {
@@ -287,7 +335,6 @@ impl Cache {
         let number = segment.segment_number(header.segment_size).map_err(|e| e.to_string())?;
         let right = header.system_identifier == self.server.system_id
             && header.segment_size == self.server.segment_size
-            && bytes.len() as u64 == header.segment_size.bytes()
             && header.start == number.start(header.segment_size)
             && header.timeline <= segment.timeline;
         if right { Ok(()) } else { Err("its first page is not that of this segment of this server".into()) }
@@ -295,15 +342,21 @@ impl Cache {
 
     /// Says what the bytes are, behind them.
     fn seal(&self, segment: SegmentName, vault: Ulid, bytes: &[u8]) -> Vec<u8> {
-        let mut seal = Vec::with_capacity(SEAL);
-        seal.extend_from_slice(&MAGIC);
-        seal.extend_from_slice(&vault.to_bytes());
-        seal.extend_from_slice(&self.server.system_id.0.to_le_bytes());
-        seal.extend_from_slice(segment.to_string().as_bytes());
-        seal.extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        let mut seal = self.seal_head(segment, vault, bytes.len() as u64);
         let digest = blake3::Hasher::new().update(&seal).update(bytes).finalize();
         seal.extend_from_slice(digest.as_bytes());
         seal
+    }
+
+    /// What a seal says before the digest.
+    fn seal_head(&self, segment: SegmentName, vault: Ulid, length: u64) -> Vec<u8> {
+        let mut head = Vec::with_capacity(SEAL);
+        head.extend_from_slice(&MAGIC);
+        head.extend_from_slice(&vault.to_bytes());
+        head.extend_from_slice(&self.server.system_id.0.to_le_bytes());
+        head.extend_from_slice(segment.to_string().as_bytes());
+        head.extend_from_slice(&length.to_le_bytes());
+        head
     }
 
     /// Becomes the only one that fills this cache, and empties it; `None` while somebody else is.
@@ -386,7 +439,11 @@ impl Owner {
     /// # Errors
     /// When the bytes are not that segment of this server, or the disk is full.
     pub fn put(&self, segment: SegmentName, bytes: &[u8]) -> io::Result<()> {
-        self.cache.check_header(segment, bytes).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
+        let bad = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+        self.cache.check_header(segment, bytes).map_err(bad)?;
+        if bytes.len() as u64 != self.cache.server.segment_size.bytes() {
+            return Err(bad("it is not as long as a segment".into()));
+        }
         let temporary = format!("{segment}{TEMPORARY}");
         let written = (|| {
             let mut file = self.cache.file(&temporary, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC)?;
