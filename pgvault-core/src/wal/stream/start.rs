@@ -126,7 +126,7 @@ pub(super) async fn start_point(
     }
     let timeline = history.timeline_at(from);
     if timeline == identity.timeline && from > identity.flush_lsn {
-        ensure_not_behind(connection, from, identity)?;
+        ensure_not_behind(connection, from).await?;
     }
     // Inside a segment only where the timeline's own objects reach: an ancestor's may end in the same segment.
     let start = segment_start(from);
@@ -141,7 +141,12 @@ pub(super) async fn start_point(
 
 /// Refuses a server that lacks WAL which it has sent before: it was set back (a disk's snapshot, `fsync = off`), and what it writes now
 /// is not what follows in the vault. A standby may just not be there yet.
-fn ensure_not_behind(connection: &Connection, from: Lsn, identity: &SystemIdentity) -> Result<()> {
+async fn ensure_not_behind(connection: &mut Connection, from: Lsn) -> Result<()> {
+    // Asked anew: since the question before, others may have stored what the server wrote meanwhile.
+    let identity = connection.identify_system().await?;
+    if from <= identity.flush_lsn {
+        return Ok(());
+    }
     let at =
         format!("the server is at {} on timeline {}, but the vault has WAL up to {from}", identity.flush_lsn, identity.timeline);
     if connection.parameter("in_hot_standby") == Some("on") {
