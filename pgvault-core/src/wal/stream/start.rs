@@ -142,7 +142,8 @@ pub(super) async fn start_point(
 /// Refuses a server that lacks WAL which it has sent before: it was set back (a disk's snapshot, `fsync = off`), and what it writes now
 /// is not what follows in the vault. A standby may just not be there yet.
 async fn ensure_not_behind(connection: &mut Connection, from: Lsn) -> Result<()> {
-    // Asked anew: since the question before, others may have stored what the server wrote meanwhile.
+    // Asked anew: a slot that was made since the question before begins at a checkpoint that may be younger than it, and others may
+    // have stored what the server wrote meanwhile.
     let identity = connection.identify_system().await?;
     if from <= identity.flush_lsn {
         return Ok(());
