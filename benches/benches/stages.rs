@@ -18,8 +18,8 @@ use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::Kind;
 use pgvault_core::format::pack_table::{self, PackRef};
 use pgvault_core::postgres::{SegmentHeader, SystemId, WalFileName, page, scan_segment};
+use pgvault_core::store::Store;
 use pgvault_core::vault::layout::ClusterName;
-use pgvault_core::vault::store::Store;
 use pgvault_core::vault::{Cluster, Vault};
 use pgvault_core::wal::object::seal_file;
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use pgvault_core::config::{self, ClusterConfig, Config};
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{ConnInfo, SystemId};
-use pgvault_core::vault::store::{Store, StoreOptions};
+use pgvault_core::store::{Store, StoreOptions};
 use pgvault_core::vault::{Cluster, Vault};
 use pgvault_core::{Error, ErrorKind, Result};
 

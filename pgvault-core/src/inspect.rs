@@ -19,8 +19,8 @@ use crate::crypto::sealed;
 use crate::format::document;
 use crate::format::object::Header;
 use crate::progress::SharedProgress;
+use crate::store::ObjectInfo;
 use crate::vault::layout::{self, CLUSTERS, ClusterName, VAULT_DOCUMENT};
-use crate::vault::store::ObjectInfo;
 use crate::vault::{Cluster, Vault};
 use crate::{ErrorKind, Result};
 

@@ -31,7 +31,7 @@
 //! use pgvault_core::env::Env;
 //! use pgvault_core::postgres::SystemId;
 //! use pgvault_core::vault::layout::ClusterName;
-//! use pgvault_core::vault::store::Store;
+//! use pgvault_core::store::Store;
 //! use pgvault_core::vault::{Vault, snapshot};
 //!
 //! # #[tokio::main]
@@ -109,7 +109,7 @@
 //! # Features
 //!
 //! There are no Cargo features. The stores of this version are a local directory, S3 (experimental) and memory; any other that implements
-//! `object_store`'s trait and refuses to create a name twice can be passed to [`Store::new`](vault::store::Store::new).
+//! `object_store`'s trait and refuses to create a name twice can be passed to [`Store::new`](store::Store::new).
 
 pub mod backup;
 pub mod clock;
@@ -122,6 +122,7 @@ pub mod inspect;
 pub mod postgres;
 pub mod progress;
 pub mod restore;
+pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod vault;

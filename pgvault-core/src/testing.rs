@@ -8,7 +8,7 @@
 //! ```
 //! # use std::sync::Arc;
 //! # use pgvault_core::testing::{Fault, FaultyStore, Objects, from_objects, objects_of};
-//! # use pgvault_core::vault::store::{Store, StoreOptions};
+//! # use pgvault_core::store::{Store, StoreOptions};
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
 //! let options = StoreOptions { attempts: 2, ..StoreOptions::default() };
 //! let healthy = from_objects(&Objects::new()).await;

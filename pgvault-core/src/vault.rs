@@ -1,7 +1,7 @@
 //! The vault: a place in an object store, and the clusters in it.
 //!
 //! A [`Vault`] needs no key: it can list, scrub and tell which clusters there are. [`Vault::unlock`] gives a [`Cluster`],
-//! which can read and write sealed objects. Nothing in a vault is ever overwritten; see [`store`] for how a PUT whose
+//! which can read and write sealed objects. Nothing in a vault is ever overwritten; see [`store`](crate::store) for how a PUT whose
 //! answer was lost is settled, and [`layout`] for the names.
 
 pub mod audit;
@@ -12,7 +12,6 @@ pub mod layout;
 pub mod maps;
 pub mod session;
 pub mod snapshot;
-pub mod store;
 pub mod tables;
 
 use std::collections::BTreeMap;
@@ -30,10 +29,10 @@ use crate::env::Env;
 use crate::format::document;
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
 use crate::postgres::SystemId;
+use crate::store::{Put, Store};
 use crate::{Error, ErrorKind, Result};
 use features::Purpose;
 use layout::{ClusterName, VAULT_DOCUMENT};
-use store::{Put, Store};
 
 const VAULT_FORMAT: &str = "PGV1";
 const SUITE: &str = "aes256gcm-hkdfsha256-blake3";

@@ -14,9 +14,9 @@ use pgvault_core::env::Env;
 use pgvault_core::format::object::{Codec, HEADER_LEN, Kind, TAIL_LEN};
 use pgvault_core::format::{BLOCK, FormatError, MAX_FRAME, REGION_BLOCKS};
 use pgvault_core::postgres::SystemId;
+use pgvault_core::store::Store;
 use pgvault_core::vault::Vault;
 use pgvault_core::vault::layout::ClusterName;
-use pgvault_core::vault::store::Store;
 use proptest::prelude::*;
 
 const NAME: &str = "pack/00/01KAJ0000000000000000000AA.pack";

@@ -12,9 +12,9 @@ use pgvault_core::format::document;
 use pgvault_core::inspect::{CheckOptions, Severity, check};
 use pgvault_core::postgres::SystemId;
 use pgvault_core::progress::Silent;
+use pgvault_core::store::Store;
 use pgvault_core::vault::Vault;
 use pgvault_core::vault::layout::{self, ClusterName};
-use pgvault_core::vault::store::Store;
 use secrecy::ExposeSecret;
 
 /// The recipient of an X25519 slot is public: who can write to the store can wrap a master key of their own for it. Which key

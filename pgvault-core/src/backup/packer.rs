@@ -129,9 +129,9 @@ mod tests {
     use crate::env::Env;
     use crate::format::{MAX_FRAME, MAX_OBJECT};
     use crate::postgres::SystemId;
+    use crate::store::Store;
     use crate::vault::Vault;
     use crate::vault::layout::ClusterName;
-    use crate::vault::store::Store;
 
     /// T22: whatever the size of the database, an object is one PUT; there is no multipart limit to run into.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -7,10 +7,10 @@
 
 use super::Vault;
 use super::layout::{self, ClusterName};
-use super::store::Put;
 use crate::crypto::keys::{ClusterDocument, EpochDocument, MasterKey};
 use crate::crypto::slot::{SlotDocument, Wrap};
 use crate::format::document;
+use crate::store::Put;
 use crate::{Error, ErrorKind, Result};
 
 impl Vault {

@@ -73,10 +73,10 @@ mod tests {
     use crate::format::map::Extent;
     use crate::format::{BLOCK, MAX_FILE, MAX_FRAME, put_varint};
     use crate::postgres::SystemId;
+    use crate::store::{Store, StoreOptions};
     use crate::testing::{FaultyStore, Objects, from_objects};
     use crate::vault::Vault;
     use crate::vault::layout::ClusterName;
-    use crate::vault::store::{Store, StoreOptions};
 
     /// A cluster with one meta pack of these frames, and the store that counts requests.
     async fn cluster(frames: &[Vec<u8>]) -> (FaultyStore, Cluster, PackId, usize) {

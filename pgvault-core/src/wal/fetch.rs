@@ -253,9 +253,9 @@ mod tests {
     use crate::crypto::slot::{Unlock, Wrap};
     use crate::env::Env;
     use crate::postgres::{SegmentHeader, scan_segment};
+    use crate::store::Store;
     use crate::vault::Vault;
     use crate::vault::layout::ClusterName;
-    use crate::vault::store::Store;
     use crate::wal::push;
 
     #[test]

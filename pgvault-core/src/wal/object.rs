@@ -349,7 +349,7 @@ impl StoredWal {
 /// # Errors
 /// [`ErrorKind::Conflict`] when the name holds other contents: two servers believe to be this timeline's primary.
 pub async fn put(cluster: &Cluster, sealed: &SealedObject, raw: &[u8]) -> Result<bool> {
-    let crate::vault::store::Put::Different(existing) = cluster.put(sealed).await? else { return Ok(true) };
+    let crate::store::Put::Different(existing) = cluster.put(sealed).await? else { return Ok(true) };
     let name = WalName::parse(&sealed.name)
         .ok_or_else(|| Error::new(ErrorKind::Failed, "wal.name", format!("{} is not a WAL object's name", sealed.name)))?;
     let (_, stored) =

@@ -6,8 +6,8 @@ use super::object;
 use crate::crypto::slot::{Unlock, Wrap};
 use crate::env::Env;
 use crate::postgres::{SegmentHeader, scan_segment};
+use crate::store::Store;
 use crate::vault::layout::ClusterName;
-use crate::vault::store::Store;
 use crate::vault::{Cluster, Vault};
 
 /// Segments in a row, of 1 MiB, from 0/800000 on. See testdata/postgres/README.md.

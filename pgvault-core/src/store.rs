@@ -154,7 +154,7 @@ impl Store {
 
     /// The same place, where creating and deleting fails with what `refusal` says.
     #[must_use]
-    pub(super) fn refusing_writes(self, refusal: &Error) -> Self {
+    pub(crate) fn refusing_writes(self, refusal: &Error) -> Self {
         Self { refusal: Some(refusal.to_string().into()), ..self }
     }
 
