@@ -5,6 +5,8 @@
 //! bytes mean success, none mean try again, others mean that the name was taken.
 //! Source of the ambiguity: `object_store` marks create-only PUTs as not idempotent, and maps S3's 409 to `AlreadyExists`.
 
+pub mod probe;
+
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
