@@ -62,7 +62,11 @@ fn cluster_name() -> ClusterName {
 }
 
 fn over(inner: Arc<dyn ObjectStore>, timeout: Duration) -> Store {
-    Store::new(inner, "test", StoreOptions { attempts: 2, request_timeout: timeout, backoff: Duration::from_millis(1) })
+    Store::new(
+        inner,
+        "test",
+        StoreOptions { attempts: 2, request_timeout: timeout, backoff: Duration::from_millis(1), ..StoreOptions::default() },
+    )
 }
 
 fn patient(inner: Arc<dyn ObjectStore>) -> Store {

@@ -25,7 +25,10 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result
     // Keys are read before anything is created.
     let wraps = wraps(&context)?;
     let unlock = context.config.vault.unlock()?;
-    let (vault, vault_created) = Vault::create(context.store()?, Env::default()).await?;
+    let (vault, vault_created) = match args.single_writer {
+        false => Vault::create(context.store()?, Env::default()).await?,
+        true => Vault::create_for_single_writer(context.store()?, Env::default()).await?,
+    };
     let cluster_created = vault.create_cluster(&cluster, &wraps).await?;
     let opened = vault.unlock(&cluster, &unlock).await?;
     let recorded = keyring::record_creation(&opened).await?;
