@@ -4,12 +4,12 @@
 //!
 //! ```no_run
 //! use pgvault_core::env::Env;
-//! use pgvault_core::store::{Store, StoreOptions};
+//! use pgvault_core::store::{Settings, Store};
 //! use pgvault_core::testing::conformance::Suite;
 //!
 //! #[tokio::test]
 //! async fn my_store_holds_vaults() {
-//!     let store = Store::open("s3://my-bucket/conformance", StoreOptions::default()).unwrap();
+//!     let store = Store::open("s3://my-bucket/conformance", Settings::default()).unwrap();
 //!     let report = Suite::new(store).run(&Env::default()).await.unwrap();
 //!     assert!(report.is_ok(), "{report}");
 //! }

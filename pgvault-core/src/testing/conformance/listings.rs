@@ -14,7 +14,7 @@ fn names(listed: &[ObjectInfo]) -> Vec<&str> {
 
 /// Some names of many, for a message.
 fn some(names: &[impl AsRef<str>]) -> String {
-    let shown: Vec<&str> = names.iter().take(5).map(AsRef::as_ref).collect();
+    let shown: Vec<&str> = names.iter().take(3).map(AsRef::as_ref).collect();
     format!("{} ({}{})", names.len(), shown.join(", "), if names.len() > shown.len() { ", ..." } else { "" })
 }
 

@@ -71,8 +71,8 @@ pub(super) async fn hostile(room: &Room<'_>) -> Seen {
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 return Err(Miss::Wrong(format!("{name} is the same object as another name")));
             }
-            // Nothing is stored under another name instead.
-            Err(error) if !must && !error.is_transient() => refused.push(name),
+            // That nothing was stored under another name instead is seen below. Some file systems refuse as if it were there.
+            Err(error) if !must && (!error.is_transient() || error.code() == "store.conflict") => refused.push(name),
             Err(error) => return Err(error.into()),
         }
     }
