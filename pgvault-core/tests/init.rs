@@ -196,7 +196,10 @@ fn an_init_that_dies_anywhere_can_be_repeated() {
                     let timeout = Duration::from_millis(if fault == Fault::Hang { 30 } else { 60_000 });
                     let said = init(over(Arc::new(faulty.clone()), timeout), &key).await;
                     let why = format!("{key:?}: {fault:?} at {at}, onwards {onwards} ({:?})", faulty.calls().get(at - 1));
-                    assert!(said.is_err() || !onwards || at > faulty.calls().len(), "{why}: a fault was overlooked");
+                    assert!(
+                        said.is_err() || !onwards || fault.is_harmless() || at > faulty.calls().len(),
+                        "{why}: a fault was overlooked"
+                    );
                     judge(&healthy, &[&key], vec![said], &why).await;
                 }
             }
