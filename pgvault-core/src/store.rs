@@ -34,7 +34,6 @@ use tokio::time::Instant;
 pub use gate::{Limits, Requests};
 pub use settings::{Class, Settings, StoreOptions};
 
-use crate::env::Env;
 use crate::{Error, ErrorKind, Result};
 use failure::Failure;
 use gate::{Gate, Verb};
@@ -211,27 +210,6 @@ impl Store {
     /// How far the store's clock is ahead of this machine's, to a second; `None` for a store that has none, or was not asked yet.
     pub fn clock_ahead(&self) -> Option<jiff::SignedDuration> {
         self.gate.clock_ahead().map(jiff::SignedDuration::from_millis)
-    }
-
-    /// Makes sure that the store refuses to create a name twice, with an object that is removed again if that is allowed.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] when it overwrites: on such a store two writers would destroy each other's work.
-    pub async fn probe_create_only(&self, env: &Env) -> Result<()> {
-        let name = format!("probe/{}", env.new_id()?);
-        let first = self.put_new(&name, Bytes::from_static(b"pgvault probe 1")).await?;
-        let second = self.put_new(&name, Bytes::from_static(b"pgvault probe 2")).await?;
-        // The writer's credential should not be able to delete; then the probe stays, and costs nothing.
-        let _ = self.delete(&name).await;
-        match (first, second) {
-            (Put::Created, Put::Different(kept)) if &kept[..] == b"pgvault probe 1" => Ok(()),
-            other => Err(Error::new(
-                ErrorKind::Unsupported,
-                "store.overwrites",
-                format!("the store at {} does not honour create-only writes (probe: {other:?})", self.location),
-            )
-            .with_hint("use a store that implements conditional PUT (If-None-Match: *)")),
-        }
     }
 
     /// Creates an object, never overwriting; settles lost and ambiguous answers by reading back.

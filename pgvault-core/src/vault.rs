@@ -30,6 +30,7 @@ use crate::env::Env;
 use crate::format::document;
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
 use crate::postgres::SystemId;
+use crate::store::probe::probe;
 use crate::store::{Put, Store};
 use crate::{Error, ErrorKind, Result};
 use features::Purpose;
@@ -73,7 +74,7 @@ pub struct Vault {
 impl Vault {
     /// Creates a vault, or opens the one that is already there; tells which.
     ///
-    /// The store is probed first: it must refuse to create a name twice.
+    /// The store is probed first: it must do what a vault relies on, see [`probe`](crate::store::probe).
     ///
     /// # Errors
     /// When the store overwrites, cannot be reached, or holds a vault of a newer format or one that this version must not write
@@ -102,11 +103,11 @@ impl Vault {
             Ok(vault) => {
                 vault.ensure_may(Purpose::Write)?;
                 if !features::is_single_writer(&vault.document.features) {
-                    vault.store.probe_create_only(&vault.env).await?;
+                    probe(&vault.store, &vault.env).await?.ensure()?;
                 }
                 return Ok((vault, false));
             }
-            Err(error) if error.code() == NO_VAULT && probed => store.probe_create_only(&env).await?,
+            Err(error) if error.code() == NO_VAULT && probed => probe(&store, &env).await?.ensure()?,
             Err(error) if error.code() == NO_VAULT => {}
             Err(error) => return Err(error),
         }

@@ -39,7 +39,7 @@ pub enum Outcome {
     Warned,
     /// The store must not be used.
     Failed,
-    /// There was nothing to ask.
+    /// There was nothing to ask, or no way to find out.
     Skipped,
 }
 
@@ -60,6 +60,13 @@ pub struct Check {
     kind: ErrorKind,
     #[serde(skip)]
     code: &'static str,
+}
+
+impl Check {
+    /// What another than these questions found out.
+    pub(crate) fn new(name: &'static str, outcome: Outcome, evidence: impl Into<String>, fix: &'static str) -> Self {
+        Self { name, outcome, evidence: evidence.into(), fix, kind: ErrorKind::Unsupported, code: "store.unfit" }
+    }
 }
 
 /// What a store was asked and what it did.
