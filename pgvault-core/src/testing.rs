@@ -3,6 +3,7 @@
 //! - [`FaultyStore`] fails at its k-th call, or follows a [`Schedule`] of faults that a seed gives.
 //! - [`conformance`] asks a store for everything that pgvault relies on. Whoever operates a store that is not in the list of
 //!   those that were tested can run it from a test of ten lines.
+//! - [`proxy`] stands between pgvault and a real server and does to their connection what only a network can.
 //!
 //! Nothing here is part of a release: the module exists with the feature `testing` only.
 
@@ -17,6 +18,7 @@ use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions,
 
 pub mod conformance;
 mod faulty;
+pub mod proxy;
 mod schedule;
 
 pub use faulty::{Fault, FaultyStore, Lag, ListOrder, Pace};
