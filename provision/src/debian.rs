@@ -65,6 +65,11 @@ impl Root {
         let mut install = self.command("apt-get", None);
         install.args(["install", "-y", "-qq"]);
         install.args(from.iter().flat_map(|suite| ["-t", suite])).args(packages);
+        if run_quietly(&mut install).is_ok() {
+            return Ok(());
+        }
+        // The lists are as old as the root, and the mirror may have gone on.
+        let _ = run_quietly(self.command("apt-get", None).args(["update", "-qq"]))?;
         run_quietly(&mut install).map(drop)
     }
 

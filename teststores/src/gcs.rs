@@ -137,12 +137,11 @@ async fn answer(buckets: &Mutex<Buckets>, request: Request<Incoming>) -> Respons
     let Ok(asked) = Asked::read(request).await else { return respond(StatusCode::BAD_REQUEST, "text/plain", "cannot be read") };
     let mut buckets = buckets.lock().unwrap_or_else(PoisonError::into_inner);
     let parts: Vec<&str> = asked.path.iter().map(String::as_str).collect();
-    let (answer, describe): (Answer, fn(Problem) -> Response<Full<Bytes>>) = match parts[..] {
-        ["computeMetadata", "v1", ..] => (Ok(metadata_server()), xml::problem),
-        ["storage", "v1", ..] => (json::answer(&mut buckets, &asked), json::problem),
-        _ => (xml::answer(&mut buckets, &asked), xml::problem),
-    };
-    answer.unwrap_or_else(describe)
+    match parts[..] {
+        ["computeMetadata", "v1", ..] => metadata_server(),
+        ["storage", "v1", ..] => json::answer(&mut buckets, &asked).unwrap_or_else(json::problem),
+        _ => xml::answer(&mut buckets, &asked).unwrap_or_else(xml::problem),
+    }
 }
 
 fn metadata_server() -> Response<Full<Bytes>> {

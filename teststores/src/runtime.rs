@@ -9,7 +9,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// The runtime of this crate: the stand-in and the gates live on it, and end with the process.
 pub(crate) fn handle() -> Result<Handle> {
     static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
-    let made = RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(2).thread_name("stores").enable_all().build().ok());
+    let made =
+        RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(2).thread_name("stores").enable_all().build().ok());
     Ok(made.as_ref().context("start a runtime")?.handle().clone())
 }
 

@@ -164,10 +164,12 @@ impl Info {
     }
 }
 
-/// What ends with a server; the processes before the folder that they work in.
+/// What ends with a server.
 #[derive(Debug)]
 pub(crate) struct Running {
     pub(crate) processes: Vec<Process>,
+    /// Where they work; after them, because they end in this order.
+    #[expect(dead_code, reason = "dropping it removes the folder")]
     pub(crate) work: Option<Work>,
 }
 
@@ -252,13 +254,12 @@ impl Server {
 
     /// A prefix that nobody else uses, in a bucket without versions and locks that the tests of this process share.
     pub fn place(&self) -> Result<Place> {
-        let bucket = match self.common.get() {
-            Some(bucket) => bucket.clone(),
-            None => {
-                let made = self.make_bucket(false)?;
-                // Two threads may have made one each; the first one's is taken.
-                self.common.get_or_init(|| made).clone()
-            }
+        let bucket = if let Some(bucket) = self.common.get() {
+            bucket.clone()
+        } else {
+            let made = self.make_bucket(false)?;
+            // Two threads may have made one each; the first one's is taken.
+            self.common.get_or_init(|| made).clone()
         };
         let number = self.counter.fetch_add(1, Ordering::Relaxed);
         Place::new(&self.info, &bucket, &format!("vault-{number}"))
@@ -301,23 +302,18 @@ impl Server {
     }
 }
 
-/// A port that was free may be taken a moment later.
+/// A port that was free may be taken a moment later: then another one is tried.
 fn retried(start: impl Fn() -> Result<(Info, Running)>) -> Result<(Info, Running)> {
-    let mut failure = None;
-    for _ in 0..3 {
+    for _ in 0..2 {
         match start() {
-            Ok(started) => return Ok(started),
-            Err(error) => {
-                let ports = format!("{error:#}").to_lowercase();
-                let taken = ["address already in use", "eaddrinuse", "in use"].iter().any(|text| ports.contains(text));
-                failure = Some(error);
-                if !taken {
-                    break;
-                }
-            }
+            Err(error)
+                if ["address already in use", "eaddrinuse"]
+                    .iter()
+                    .any(|text| format!("{error:#}").to_lowercase().contains(text)) => {}
+            other => return other,
         }
     }
-    Err(failure.context("no attempt was made")?)
+    start()
 }
 
 #[cfg(test)]

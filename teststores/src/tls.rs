@@ -7,18 +7,10 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, 
 
 use crate::guard::Work;
 
-/// Files in PEM.
-#[derive(Debug)]
-pub(crate) struct Files {
-    pub(crate) ca: PathBuf,
-    pub(crate) certificate: PathBuf,
-    pub(crate) key: PathBuf,
-}
-
-/// Makes all three in the folder of a server.
+/// Writes `ca.pem`, `cert.pem` and `key.pem` into the folder of a server; gives the first.
 ///
 /// The server's certificate is not its own authority: a client that trusts such a one as a root refuses it as a leaf.
-pub(crate) fn make(work: &Work) -> Result<Files> {
+pub(crate) fn make(work: &Work) -> Result<PathBuf> {
     let mut authority = CertificateParams::default();
     authority.distinguished_name.push(DnType::CommonName, "pgvault test authority");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -28,9 +20,7 @@ pub(crate) fn make(work: &Work) -> Result<Files> {
     leaf.distinguished_name.push(DnType::CommonName, "localhost");
     let key = KeyPair::generate()?;
     let certificate = leaf.signed_by(&key, &authority)?;
-    Ok(Files {
-        ca: work.write("ca.pem", &authority.pem())?,
-        certificate: work.write("cert.pem", &certificate.pem())?,
-        key: work.write("key.pem", &key.serialize_pem())?,
-    })
+    let _ = work.write("cert.pem", &certificate.pem())?;
+    let _ = work.write("key.pem", &key.serialize_pem())?;
+    work.write("ca.pem", &authority.pem())
 }

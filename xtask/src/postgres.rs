@@ -80,7 +80,8 @@ fn provision_from_debian(version: u32) -> Result<()> {
         18 | 19 => "sid",
         _ => bail!("PostgreSQL {version} is neither in this distribution nor in a later Debian; set PGVAULT_PG_BIN_{version}"),
     };
-    let why = format!("PostgreSQL {version} is taken from Debian {suite}; or set PGVAULT_PG_BIN_{version} to a folder with its programs");
+    let why =
+        format!("PostgreSQL {version} is taken from Debian {suite}; or set PGVAULT_PG_BIN_{version} to a folder with its programs");
     ensure_programs(&[("patchelf", "patchelf")], &why)?;
     let root = Root::unpacked(suite, &why)?;
     root.install(&[&format!("postgresql-{version}")], (version == 19).then_some("experimental"))?;

@@ -82,8 +82,7 @@ pub(super) struct Conditions {
 impl Conditions {
     pub(super) fn ensure(self, found: Option<&Object>) -> Result<(), Problem> {
         let generation = self.generation.is_none_or(|wanted| wanted == found.map_or(0, |object| object.generation));
-        let metageneration =
-            self.metageneration.is_none_or(|wanted| found.is_some_and(|object| object.metageneration == wanted));
+        let metageneration = self.metageneration.is_none_or(|wanted| found.is_some_and(|object| object.metageneration == wanted));
         if generation && metageneration { Ok(()) } else { Err(Problem::Condition) }
     }
 }

@@ -14,7 +14,10 @@ use super::{Answer, Asked, Problem, respond};
 const KIND: &str = "application/xml; charset=UTF-8";
 
 pub(super) fn problem(problem: Problem) -> Response<Full<Bytes>> {
-    let text = format!("<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>the stand-in</Message></Error>", problem.code());
+    let text = format!(
+        "<?xml version='1.0' encoding='UTF-8'?><Error><Code>{}</Code><Message>the stand-in</Message></Error>",
+        problem.code()
+    );
     respond(problem.status(), KIND, text)
 }
 
@@ -127,7 +130,8 @@ fn get(buckets: &mut Buckets, asked: &Asked, bucket: &str, name: &str) -> Answer
 /// The first and the last byte that a `Range` header means.
 fn parse_range(text: &str, size: u64) -> Result<(u64, u64), Problem> {
     let (from, to) = text.strip_prefix("bytes=").and_then(|range| range.split_once('-')).ok_or(Problem::Malformed)?;
-    let (from, to) = match (number(Some(from).filter(|text| !text.is_empty()))?, number(Some(to).filter(|text| !text.is_empty()))?) {
+    let (from, to) = match (number(Some(from).filter(|text| !text.is_empty()))?, number(Some(to).filter(|text| !text.is_empty()))?)
+    {
         (Some(from), Some(to)) => (from, to.min(size.saturating_sub(1))),
         (Some(from), None) => (from, size.saturating_sub(1)),
         (None, Some(last)) if last > 0 => (size.saturating_sub(last), size.saturating_sub(1)),

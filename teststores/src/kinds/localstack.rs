@@ -36,7 +36,10 @@ pub(crate) fn start() -> Result<(Info, Running)> {
     server.env("SERVICES", "s3,kms").env("STRICT_SERVICE_LOADING", "1").env("EAGER_SERVICE_LOADING", "1");
     // Nothing of it talks to the world.
     server.env("DISABLE_EVENTS", "1").env("SKIP_SSL_CERT_DOWNLOAD", "1").env("DNS_ADDRESS", "0");
-    server.env("FILESYSTEM_ROOT", work.folder("data")?).env("XDG_CACHE_HOME", work.folder("cache")?).env("TMPDIR", work.folder("tmp")?);
+    server
+        .env("FILESYSTEM_ROOT", work.folder("data")?)
+        .env("XDG_CACHE_HOME", work.folder("cache")?)
+        .env("TMPDIR", work.folder("tmp")?);
     let process = work.start("localstack", &server)?;
     let endpoint = format!("http://{address}");
     let owner = Key { id: "test".to_owned(), secret: "test".to_owned() };

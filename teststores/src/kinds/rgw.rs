@@ -5,10 +5,9 @@
 //! gateway's own single-process mode (dbstore) is of no use: it drops conditions and locks. `auth = none` neither: the
 //! gateway insists on Ceph's own authentication.
 
-use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use pgvault_provision::debian::{Root, SHARED};
 use pgvault_provision::run::run_quietly;
 
@@ -53,7 +52,7 @@ impl Ceph {
     fn start(&mut self) -> Result<Info> {
         let (monitor, plain, encrypted) = (free_port()?, free_port()?, free_port()?);
         let cluster = uuid()?;
-        let certificates = tls::make(&self.work)?;
+        let ca_file = tls::make(&self.work)?;
         self.configure(&cluster, monitor, plain, encrypted)?;
         for folder in ["mon", "osd", "rgw"] {
             let _ = self.work.folder(folder)?;
@@ -67,7 +66,7 @@ impl Ceph {
         self.serve("radosgw", &["-n", "client.admin"])?;
         let client = Client::anonymous(&info.endpoint)?;
         client.wait_until_up(Duration::from_secs(120), || self.processes.iter().try_for_each(Process::ensure_running))?;
-        info.tls = Some(Tls { endpoint: format!("https://localhost:{encrypted}"), ca_file: certificates.ca });
+        info.tls = Some(Tls { endpoint: format!("https://localhost:{encrypted}"), ca_file });
         Ok(info)
     }
 
@@ -152,31 +151,29 @@ rgw crypt require ssl = false
     fn run(&self, name: &str, arguments: &[&str]) -> Result<String> {
         self.processes.iter().try_for_each(Process::ensure_running)?;
         let mut command = self.root.command("timeout", Some(self.work.path()));
-        command.args(["120", name]).args(arguments).args(self.config(name));
+        command.args(["120", name]).args(arguments).args(Self::config(name));
         run_quietly(&mut command)
     }
 
     /// Starts a server.
     fn serve(&mut self, name: &str, arguments: &[&str]) -> Result<()> {
         let mut command = self.root.command(name, Some(self.work.path()));
-        command.args(arguments).args(self.config(name)).arg("-f");
+        command.args(arguments).args(Self::config(name)).arg("-f");
         let process = self.work.start(name, &command)?;
         self.processes.push(process);
         Ok(())
     }
 
     /// The programs that make keyrings and maps know no configuration.
-    fn config(&self, name: &str) -> Vec<String> {
-        let needs = !["ceph-authtool", "monmaptool"].contains(&name) && Path::new(SHARED).is_absolute();
-        if needs { vec!["-c".to_owned(), format!("{SHARED}/ceph.conf")] } else { Vec::new() }
+    fn config(name: &str) -> Vec<String> {
+        match name {
+            "ceph-authtool" | "monmaptool" => Vec::new(),
+            _ => vec!["-c".to_owned(), format!("{SHARED}/ceph.conf")],
+        }
     }
 }
 
 fn uuid() -> Result<String> {
     let path = "/proc/sys/kernel/random/uuid";
-    let text = std::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
-    if text.trim().is_empty() {
-        bail!("{path} is empty");
-    }
-    Ok(text.trim().to_owned())
+    Ok(std::fs::read_to_string(path).with_context(|| format!("read {path}"))?.trim().to_owned())
 }
