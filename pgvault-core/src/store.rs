@@ -437,6 +437,8 @@ impl Store {
             })
             .await?;
         let mut found = metas.iter().map(info).collect::<Result<Vec<_>>>()?;
+        // Some servers do not know where to start, and give all there is.
+        found.retain(|object| after.as_ref().is_none_or(|after| object.name.as_str() > after.as_ref()));
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
