@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod conforming;
+mod wire;
 
 use std::time::Duration;
 
