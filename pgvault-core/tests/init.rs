@@ -62,7 +62,11 @@ fn cluster_name() -> ClusterName {
 }
 
 fn over(inner: Arc<dyn ObjectStore>, timeout: Duration) -> Store {
-    Store::new(inner, "test", StoreOptions { attempts: 2, request_timeout: timeout, backoff: Duration::from_millis(1) })
+    Store::new(
+        inner,
+        "test",
+        StoreOptions { attempts: 2, request_timeout: timeout, backoff: Duration::from_millis(1), ..StoreOptions::default() },
+    )
 }
 
 fn patient(inner: Arc<dyn ObjectStore>) -> Store {
@@ -192,7 +196,10 @@ fn an_init_that_dies_anywhere_can_be_repeated() {
                     let timeout = Duration::from_millis(if fault == Fault::Hang { 30 } else { 60_000 });
                     let said = init(over(Arc::new(faulty.clone()), timeout), &key).await;
                     let why = format!("{key:?}: {fault:?} at {at}, onwards {onwards} ({:?})", faulty.calls().get(at - 1));
-                    assert!(said.is_err() || !onwards || at > faulty.calls().len(), "{why}: a fault was overlooked");
+                    assert!(
+                        said.is_err() || !onwards || fault.is_harmless() || at > faulty.calls().len(),
+                        "{why}: a fault was overlooked"
+                    );
                     judge(&healthy, &[&key], vec![said], &why).await;
                 }
             }
