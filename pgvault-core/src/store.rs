@@ -28,7 +28,7 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{Attribute, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, TagSet};
+use object_store::{Attribute, GetOptions, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, TagSet};
 use tokio::time::Instant;
 
 pub use gate::{Limits, Requests};
@@ -226,7 +226,7 @@ impl Store {
                 None => {}
             }
         }
-        let path = Path::from(name);
+        let path = path(name).map_err(|e| self.describe(Failure::new(e), "create", name))?;
         let options = self.put_options(name)?;
         let size = bytes.len() as u64;
         // An earlier attempt may have been carried out although it was reported as failed.
@@ -357,12 +357,12 @@ impl Store {
     }
 
     async fn get_whole(&self, name: &str) -> object_store::Result<Bytes> {
-        let got = self.inner.get(&Path::from(name)).await?;
+        let got = self.inner.get(&path(name)?).await?;
         if got.meta.size > crate::format::MAX_OBJECT {
             let source = format!("{} bytes is more than any object of a vault has", got.meta.size).into();
             return Err(object_store::Error::NotSupported { source });
         }
-        got.bytes().await
+        whole(got).await
     }
 
     /// Reads part of an object.
@@ -371,7 +371,10 @@ impl Store {
     /// [`ErrorKind::NotFound`] when it does not exist, [`ErrorKind::Corrupt`] when it is shorter than the range.
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
         let short = || Error::new(ErrorKind::Corrupt, "object.short", format!("{name} ends before byte {}", range.end));
-        let read = || async { self.inner.get_range(&Path::from(name), range.clone()).await };
+        let read = || async {
+            let options = GetOptions { range: Some(range.clone().into()), ..GetOptions::default() };
+            whole(self.inner.get_opts(&path(name)?, options).await?).await
+        };
         match self.retried(Verb::Get, "read", name, read).await {
             Ok(bytes) if bytes.len() as u64 == range.end.saturating_sub(range.start) => {
                 self.received(&bytes).await;
@@ -390,7 +393,7 @@ impl Store {
 
     async fn size_of(&self, name: &str) -> Result<object_store::ObjectMeta, Failure> {
         self.count(Verb::Head);
-        self.bounded(Duration::ZERO, self.inner.head(&Path::from(name))).await
+        self.bounded(Duration::ZERO, async { self.inner.head(&path(name)?).await }).await
     }
 
     /// Size and age of an object.
@@ -398,7 +401,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`] when it does not exist.
     pub async fn head(&self, name: &str) -> Result<ObjectInfo> {
-        let meta = self.retried(Verb::Head, "stat", name, || async { self.inner.head(&Path::from(name)).await }).await?;
+        let meta = self.retried(Verb::Head, "stat", name, || async { self.inner.head(&path(name)?).await }).await?;
         info(&meta)
     }
 
@@ -415,13 +418,15 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn list_after(&self, prefix: &str, after: Option<&str>) -> Result<Vec<ObjectInfo>> {
-        let path = Path::from(prefix);
+        let failed = |e| self.describe(Failure::new(e), "list", prefix);
+        let folder = path(prefix).map_err(failed)?;
+        let after = after.map(path).transpose().map_err(failed)?;
         let metas = self
             .repeated("list", prefix, || async {
                 self.count(Verb::List);
-                let mut listing = match after {
-                    Some(after) => self.inner.list_with_offset(Some(&path), &Path::from(after)),
-                    None => self.inner.list(Some(&path)),
+                let mut listing = match &after {
+                    Some(after) => self.inner.list_with_offset(Some(&folder), after),
+                    None => self.inner.list(Some(&folder)),
                 };
                 let mut metas = Vec::new();
                 // Each page is a request. All of them together take as long as there are objects.
@@ -441,9 +446,8 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn list_directories(&self, prefix: &str) -> Result<Vec<String>> {
-        let path = Path::from(prefix);
-        let listed =
-            self.retried(Verb::List, "list", prefix, || async { self.inner.list_with_delimiter(Some(&path)).await }).await?;
+        let list = || async { self.inner.list_with_delimiter(Some(&path(prefix)?)).await };
+        let listed = self.retried(Verb::List, "list", prefix, list).await?;
         let mut names: Vec<String> = listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
         names.sort();
         Ok(names)
@@ -455,7 +459,7 @@ impl Store {
     /// [`ErrorKind::Immutable`] when the store refuses.
     pub async fn delete(&self, name: &str) -> Result<()> {
         self.ensure_writable()?;
-        match self.retried(Verb::Delete, "delete", name, || async { self.inner.delete(&Path::from(name)).await }).await {
+        match self.retried(Verb::Delete, "delete", name, || async { self.inner.delete(&path(name)?).await }).await {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -530,6 +534,22 @@ impl Store {
     fn describe(&self, failure: Failure, doing: &str, name: &str) -> Error {
         failure.into_error(doing, name, self.gate.clock_ahead())
     }
+}
+
+/// A name as it is. `Path::from` would change some characters, so that what a listing shows could not be read or deleted.
+fn path(name: &str) -> object_store::Result<Path> {
+    Ok(Path::parse(name)?)
+}
+
+/// All of a body. One that is shorter than was announced is a connection that ended early, and not what the store has.
+async fn whole(got: GetResult) -> object_store::Result<Bytes> {
+    let announced = got.range.end.saturating_sub(got.range.start);
+    let body = got.bytes().await?;
+    if body.len() as u64 == announced {
+        return Ok(body);
+    }
+    let source = format!("the answer has {} bytes, and announced {announced}", body.len()).into();
+    Err(object_store::Error::Generic { store: "pgvault", source })
 }
 
 fn info(meta: &object_store::ObjectMeta) -> Result<ObjectInfo> {

@@ -7,13 +7,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::path::Path;
 use object_store::{ObjectStore, PutMode, PutOptions, PutPayload};
 
-use super::Store;
 use super::gate::Verb;
 use super::guard::{BucketRules, Guard, Version};
 use super::retention::{Immutability, Lock, LockMode};
+use super::{Store, path};
 use crate::{Error, ErrorKind, Result};
 
 /// Locks that are looked at and made longer at the same time.
@@ -166,7 +165,7 @@ impl Store {
         self.ensure_writable()?;
         let options = PutOptions { mode: PutMode::Overwrite, ..self.put_options(name)? };
         self.retried(Verb::Put, "overwrite", name, || async {
-            self.inner.put_opts(&Path::from(name), PutPayload::from_bytes(bytes.clone()), options.clone()).await
+            self.inner.put_opts(&path(name)?, PutPayload::from_bytes(bytes.clone()), options.clone()).await
         })
         .await
         .map(drop)
@@ -181,7 +180,7 @@ impl Store {
         let mut options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
         let _ = options.extensions.insert(lock);
         self.retried(Verb::Put, "create", name, || async {
-            self.inner.put_opts(&Path::from(name), PutPayload::from_bytes(bytes.clone()), options.clone()).await
+            self.inner.put_opts(&path(name)?, PutPayload::from_bytes(bytes.clone()), options.clone()).await
         })
         .await
         .map(drop)

@@ -6,7 +6,7 @@
 //! nothing: what counts is what the store at this address does.
 //!
 //! Each question is a [`Check`] with a name, what was seen, and what to do about it. The store is left as it was, unless the
-//! credentials may not delete, as a writer's should not: then two objects of a few bytes stay under `probe/`.
+//! credentials may not delete, as a writer's should not: then three objects of a few bytes stay under `probe/`.
 //!
 //! The whole of what pgvault relies on is asked by the conformance suite, which begins with these checks
 //! (`pgvault_core::testing::conformance`, feature `testing`).
@@ -239,11 +239,11 @@ pub async fn probe(store: &Store, env: &Env) -> Result<ProbeReport> {
     let began = tokio::time::Instant::now();
     let folder = format!("probe/{}", env.new_id()?);
     // One of them a level deeper, for listings by level.
-    let (object, raced) = (format!("{folder}/object"), format!("{folder}/below/raced"));
+    let [object, listed, raced] = ["object", "listed", "below/raced"].map(|name| format!("{folder}/{name}"));
     let mut report = ProbeReport::new(store);
-    let asked = ask(store, env, &mut report, [&folder, &object, &raced]).await;
+    let asked = ask(store, env, &mut report, [&folder, &object, &listed, &raced]).await;
     // Whatever was found out: what the probe made is removed again.
-    let (deletion, may_delete) = deletion(store, &[&object, &raced]).await;
+    let (deletion, may_delete) = deletion(store, &[&object, &listed, &raced]).await;
     asked.map_err(|error| error.context(format_args!("probe the store at {}", store.location())))?;
     report.may_delete = may_delete;
     DELETION.note(&mut report, deletion)?;
@@ -251,7 +251,7 @@ pub async fn probe(store: &Store, env: &Env) -> Result<ProbeReport> {
     Ok(report)
 }
 
-async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object, raced]: [&str; 3]) -> Result<()> {
+async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object, listed, raced]: [&str; 4]) -> Result<()> {
     MISSING.note(report, missing(store, object).await)?;
     let body = pattern(1000);
     match create_only(store, object, &body).await {
@@ -261,7 +261,7 @@ async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object
     }
     RACE.note(report, race(store, raced, RACERS).await)?;
     RANGES.note(report, ranges(store, object, &body).await)?;
-    LISTING.note(report, listing(store, folder, object, raced).await)?;
+    LISTING.note(report, listing(store, [folder, object, listed, raced]).await)?;
     CLOCK.note(report, clock(store, env, object).await)
 }
 
@@ -302,6 +302,11 @@ pub(crate) async fn create_only(store: &Store, name: &str, body: &Bytes) -> Seen
         Put::Created => {}
         other => return wrong(format!("a new name is said to be taken ({other:?})")),
     }
+    match store.get_if_exists(name).await? {
+        Some(found) if found == *body => {}
+        Some(found) => return wrong(format!("{} bytes were stored, and {} others are read", body.len(), found.len())),
+        None => return wrong("what was just stored is missing".into()),
+    }
     match store.put_new(name, other).await {
         Ok(Put::Different(kept)) if kept == *body => {}
         Ok(Put::Different(kept)) => {
@@ -313,9 +318,8 @@ pub(crate) async fn create_only(store: &Store, name: &str, body: &Bytes) -> Seen
     if let Put::Different(_) = store.put_new(name, body.clone()).await? {
         return wrong("a repeated PUT of the same bytes finds others".into());
     }
-    let found = store.get(name).await?;
-    if found != *body {
-        return wrong(format!("{} bytes were stored, and {} others are read", body.len(), found.len()));
+    if store.get(name).await? != *body {
+        return wrong("the second PUT of a name was refused, and changed the object".into());
     }
     Ok("the second PUT of a name is refused, and the first one's bytes are kept".into())
 }
@@ -362,17 +366,19 @@ pub(crate) async fn ranges(store: &Store, name: &str, body: &Bytes) -> Seen {
 }
 
 /// What was just written is listed, as a whole, after a name and by level.
-async fn listing(store: &Store, folder: &str, object: &str, raced: &str) -> Seen {
+async fn listing(store: &Store, [folder, object, listed, raced]: [&str; 4]) -> Seen {
     let names = |listed: Vec<super::ObjectInfo>| listed.into_iter().map(|object| object.name).collect::<Vec<_>>();
     let expect = |what: &str, found: Vec<String>, wanted: &[&str]| {
         if found == wanted {
             return Ok(());
         }
-        Err(Miss::Wrong(format!("right after the PUTs {what} shows {found:?} instead of {wanted:?}")))
+        Err(Miss::Wrong(format!("right after a PUT {what} shows {found:?} instead of {wanted:?}")))
     };
     let prefix = format!("{folder}/");
-    expect("a listing", names(store.list(&prefix).await?), &[raced, object])?;
-    expect("a listing after a name", names(store.list_after(&prefix, Some(raced)).await?), &[object])?;
+    // Nothing between this and the next: a cache may need a moment to see what was written.
+    store.put_once(listed, Bytes::from_static(b"pgvault probe")).await?;
+    expect("a listing", names(store.list(&prefix).await?), &[raced, listed, object])?;
+    expect("a listing after a name", names(store.list_after(&prefix, Some(listed)).await?), &[object])?;
     expect("a listing by level", store.list_directories(&prefix).await?, &["below"])?;
     Ok("listings show what was just written".into())
 }

@@ -159,7 +159,7 @@ impl S3Guard {
         if let Some(md5) = &md5 {
             options = options.with_signed_header(CONTENT_MD5, md5.clone());
         }
-        let url = self.s3.signed_url_opts(method.clone(), &Path::from(path), SIGNED_FOR, &options).await?;
+        let url = self.s3.signed_url_opts(method.clone(), &Path::parse(path)?, SIGNED_FOR, &options).await?;
         let mut request = http::Request::builder().method(method).uri(url.as_str());
         if let Some(md5) = md5 {
             request = request.header(CONTENT_MD5, md5);
