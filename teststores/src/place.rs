@@ -140,7 +140,7 @@ impl Place {
         }
         let _ = match server.kind {
             Kind::Azurite => writeln!(text, "\n[vault.azure]\nendpoint = \"{}\"\naccess_key = \"{}\"", server.endpoint, key.secret),
-            Kind::Gcs => writeln!(text, "\n[vault.gcs]\nendpoint = \"{}\"\nno_auth = true", server.endpoint),
+            Kind::Gcs => writeln!(text, "\n[vault.gcs]\nendpoint = \"{}\"\nanonymous = true", server.endpoint),
             _ => writeln!(
                 text,
                 "\n[vault.s3]\nendpoint = \"{}\"\nregion = \"{}\"\naccess_key_id = \"{}\"\nsecret_access_key = \"{}\"\npath_style = true",

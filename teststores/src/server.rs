@@ -270,6 +270,16 @@ impl Server {
         Place::new(&self.info, &self.make_bucket(lock)?, "vault")
     }
 
+    /// A prefix in a new bucket that keeps what is overwritten and deleted.
+    pub fn versioned_bucket(&self) -> Result<Place> {
+        let place = Place::new(&self.info, &self.make(false, true)?, "vault")?;
+        if self.info.kind.is_s3() {
+            let body = "<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>";
+            let _ = place.client()?.call("PUT", &format!("/{}?versioning", place.bucket()), &[], body)?;
+        }
+        Ok(place)
+    }
+
     /// A prefix in a new bucket, whose policy tells the users of [`Role`] apart.
     pub fn bucket_for_roles(&self, lock: bool) -> Result<Place> {
         let bucket = self.make_bucket(lock)?;
@@ -280,18 +290,23 @@ impl Server {
     }
 
     fn make_bucket(&self, lock: bool) -> Result<String> {
+        self.make(lock, false)
+    }
+
+    fn make(&self, lock: bool, versions: bool) -> Result<String> {
         // Unlike that of any other process, and of an earlier bucket of this one.
         let name = format!("pgvault-{}-{:x}", std::process::id(), jiff::Timestamp::now().as_nanosecond());
         let client = self.info.client(Role::Owner)?;
         let _ = match self.info.kind {
             Kind::Local => bail!("a directory has no buckets"),
             Kind::Azurite => {
-                ensure!(!lock, "Azurite has no immutable blobs");
+                ensure!(!lock && !versions, "Azurite keeps neither locks nor versions");
                 client.call("PUT", &format!("/{name}?restype=container"), &[], "")?
             }
             Kind::Gcs => {
                 let target = format!("/storage/v1/b?project=test&enableObjectRetention={lock}");
-                client.call("POST", &target, &[("content-type", "application/json")], format!("{{\"name\":\"{name}\"}}"))?
+                let body = serde_json::json!({ "name": name, "versioning": { "enabled": versions } });
+                client.call("POST", &target, &[("content-type", "application/json")], body.to_string())?
             }
             _ => {
                 let headers: &[(&str, &str)] = if lock { &[("x-amz-bucket-object-lock-enabled", "true")] } else { &[] };

@@ -140,6 +140,34 @@ fn object_lock(server: &Server) {
     }
 }
 
+/// What was overwritten or deleted can be listed, page by page, and read.
+fn versions(server: &Server, marker: &str) {
+    let place = server.versioned_bucket().unwrap();
+    for bytes in ["1", "22", "333"] {
+        place.replace("x", bytes).unwrap();
+        place.replace("y", bytes).unwrap();
+    }
+    place.remove("x").unwrap();
+    assert!(place.read("x").is_err());
+    let client = place.client().unwrap();
+    let list =
+        |more: &str| client.call("GET", &format!("/{}?versions&prefix={}%2F{more}", place.bucket(), place.prefix()), &[], "");
+    let all = list("").unwrap().text();
+    assert_eq!(all.matches("<Version>").count(), 6, "{all}");
+    assert_eq!(all.matches("<Size>333</Size>").count() + all.matches("<Size>3</Size>").count(), 2, "{all}");
+    let first = list("&max-keys=4").unwrap();
+    assert_eq!(first.element("IsTruncated").as_deref(), Some("true"), "{first}");
+    let next = |name: &str| first.element(&format!("Next{name}")).unwrap_or_else(|| panic!("no {name} in {first}"));
+    let (key, version) = if marker == "marker" {
+        (next("Marker"), format!("generation-marker={}", next("GenerationMarker")))
+    } else {
+        (next("KeyMarker"), format!("version-id-marker={}", next("VersionIdMarker")))
+    };
+    let second = list(&format!("&{marker}={}&{version}", key.replace('/', "%2F"))).unwrap();
+    let entries = |answer: &str| answer.matches("<Version>").count() + answer.matches("<DeleteMarker>").count();
+    assert_eq!(entries(&first.text()) + entries(&second.text()), entries(&all), "{}", second.text());
+}
+
 #[test]
 fn a_directory_is_a_store_for_pgvault() {
     let folder = tempfile::tempdir().unwrap();
@@ -162,6 +190,7 @@ fn azurite_is_a_store_for_pgvault() {
 fn the_stand_in_for_google_is_a_store_for_pgvault() {
     let server = Server::shared(Kind::Gcs).unwrap();
     a_store_for_pgvault(&server.place().unwrap());
+    versions(&server, "marker");
     long_listings(&server.place().unwrap(), 2100);
 }
 
@@ -211,6 +240,7 @@ fn the_stand_in_for_google_keeps_what_is_retained_or_held() {
 fn localstack_is_a_store_for_pgvault_and_honours_locks() {
     let server = Server::shared(Kind::Localstack).unwrap();
     a_store_for_pgvault(&server.place().unwrap());
+    versions(&server, "key-marker");
     object_lock(&server);
 }
 
@@ -220,6 +250,7 @@ fn ceph_is_a_store_for_pgvault_and_honours_locks() {
     let place = server.place().unwrap();
     a_store_for_pgvault(&place);
     long_listings(&place, 2100);
+    versions(&server, "key-marker");
     object_lock(&server);
     // Its certificate counts, and so does a signature.
     let encrypted = place.encrypted().unwrap();

@@ -25,7 +25,7 @@ pub(super) fn answer(buckets: &mut Buckets, asked: &Asked) -> Answer {
             let body = document(asked)?;
             let name = body["name"].as_str().ok_or(Problem::Malformed)?;
             let retention = asked.query.get("enableObjectRetention").is_some_and(|value| value == "true");
-            buckets.create(name, retention)?;
+            buckets.create(name, retention, body["versioning"]["enabled"] == true)?;
             bucket(buckets, name)
         }
         (Method::GET, ["b", name]) => bucket(buckets, name),
@@ -35,7 +35,8 @@ pub(super) fn answer(buckets: &mut Buckets, asked: &Asked) -> Answer {
         }
         (Method::PATCH, ["b", bucket, "o", name]) => patch(buckets, asked, bucket, name),
         (Method::DELETE, ["b", bucket, "o", name]) => {
-            buckets.delete(bucket, name, conditions(asked)?)?;
+            let generation = asked.query.get("generation").map(|text| text.parse().map_err(|_| Problem::Malformed)).transpose()?;
+            buckets.delete(bucket, name, generation, conditions(asked)?)?;
             Ok(respond(StatusCode::NO_CONTENT, KIND, ""))
         }
         _ => Err(Problem::NotImplemented),
@@ -56,8 +57,9 @@ fn said(value: &Value) -> Response<Full<Bytes>> {
 }
 
 fn bucket(buckets: &mut Buckets, name: &str) -> Answer {
-    let mut value = json!({ "kind": "storage#bucket", "id": name, "name": name, "versioning": { "enabled": false } });
-    if buckets.bucket(name)?.retention {
+    let found = buckets.bucket(name)?;
+    let mut value = json!({ "kind": "storage#bucket", "id": name, "name": name, "versioning": { "enabled": found.versioning } });
+    if found.retention {
         value["objectRetention"] = json!({ "mode": "Enabled" });
     }
     Ok(said(&value))

@@ -62,7 +62,26 @@ impl Object {
 pub(super) struct Bucket {
     /// Whether its objects can have a retention.
     pub(super) retention: bool,
+    /// Whether what is replaced or deleted is kept.
+    pub(super) versioning: bool,
     pub(super) objects: BTreeMap<String, Object>,
+    /// What was replaced or deleted, by name and generation.
+    pub(super) noncurrent: BTreeMap<(String, u64), Object>,
+}
+
+impl Bucket {
+    /// Makes room for another object of this name, or for none. One that is retained can still become noncurrent, but not go.
+    fn take_away(&mut self, name: &str, now: Timestamp) -> Result<(), Problem> {
+        if let Some(found) = self.objects.get(name) {
+            if !self.versioning {
+                found.ensure_free(now)?;
+            }
+            if let Some(found) = self.objects.remove(name).filter(|_| self.versioning) {
+                let _ = self.noncurrent.insert((name.to_owned(), found.generation), found);
+            }
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -88,11 +107,11 @@ impl Conditions {
 }
 
 impl Buckets {
-    pub(super) fn create(&mut self, name: &str, retention: bool) -> Result<(), Problem> {
+    pub(super) fn create(&mut self, name: &str, retention: bool, versioning: bool) -> Result<(), Problem> {
         if self.buckets.contains_key(name) {
             return Err(Problem::BucketExists);
         }
-        let _ = self.buckets.insert(name.to_owned(), Bucket { retention, ..Bucket::default() });
+        let _ = self.buckets.insert(name.to_owned(), Bucket { retention, versioning, ..Bucket::default() });
         Ok(())
     }
 
@@ -102,6 +121,14 @@ impl Buckets {
 
     pub(super) fn object(&mut self, bucket: &str, name: &str) -> Result<&mut Object, Problem> {
         self.bucket(bucket)?.objects.get_mut(name).ok_or(Problem::NoObject)
+    }
+
+    /// An object of one generation, current or not; without one the current object.
+    pub(super) fn version(&mut self, bucket: &str, name: &str, generation: Option<u64>) -> Result<&Object, Problem> {
+        let bucket = self.bucket(bucket)?;
+        let current = bucket.objects.get(name).filter(|object| generation.is_none_or(|wanted| wanted == object.generation));
+        let noncurrent = || bucket.noncurrent.get(&(name.to_owned(), generation?));
+        current.or_else(noncurrent).ok_or(Problem::NoObject)
     }
 
     /// Stores an object; gives it back with its generation.
@@ -117,12 +144,11 @@ impl Buckets {
         let now = Timestamp::now();
         let generation = self.next_generation(now);
         let bucket = self.bucket(bucket)?;
-        let found = bucket.objects.get(name);
-        conditions.ensure(found)?;
-        found.map_or(Ok(()), |object| object.ensure_free(now))?;
+        conditions.ensure(bucket.objects.get(name))?;
         if retention.is_some_and(|retention| !bucket.retention || retention.until <= now) {
             return Err(Problem::Malformed);
         }
+        bucket.take_away(name, now)?;
         let object = Object {
             bytes,
             generation,
@@ -137,12 +163,22 @@ impl Buckets {
         Ok(object)
     }
 
-    pub(super) fn delete(&mut self, bucket: &str, name: &str, conditions: Conditions) -> Result<(), Problem> {
-        let objects = &mut self.bucket(bucket)?.objects;
-        let found = objects.get(name).ok_or(Problem::NoObject)?;
+    /// Deletes the current object, or one generation for good.
+    pub(super) fn delete(
+        &mut self,
+        bucket: &str,
+        name: &str,
+        generation: Option<u64>,
+        conditions: Conditions,
+    ) -> Result<(), Problem> {
+        let now = Timestamp::now();
+        let found = self.version(bucket, name, generation)?;
         conditions.ensure(Some(found))?;
-        found.ensure_free(Timestamp::now())?;
-        let _ = objects.remove(name);
+        let Some(generation) = generation else { return self.bucket(bucket)?.take_away(name, now) };
+        found.ensure_free(now)?;
+        let bucket = self.bucket(bucket)?;
+        let current = bucket.objects.get(name).is_some_and(|object| object.generation == generation);
+        let _ = if current { bucket.objects.remove(name) } else { bucket.noncurrent.remove(&(name.to_owned(), generation)) };
         Ok(())
     }
 
@@ -165,13 +201,13 @@ mod tests {
     #[test]
     fn what_is_retained_or_held_stays_and_a_lock_only_grows() {
         let mut buckets = Buckets::default();
-        buckets.create("b", true).unwrap();
+        buckets.create("b", true, false).unwrap();
         let now = Timestamp::now();
         let until = |hours: i64| now + SignedDuration::from_hours(hours);
         for locked in [false, true] {
             let first = Retention { locked, until: until(2) };
             let _ = object(&mut buckets, Some(first)).unwrap();
-            assert_eq!(buckets.delete("b", "x", Conditions::default()), Err(Problem::Retained));
+            assert_eq!(buckets.delete("b", "x", None, Conditions::default()), Err(Problem::Retained));
             assert_eq!(object(&mut buckets, None).unwrap_err(), Problem::Retained);
             let held = buckets.object("b", "x").unwrap();
             let shorter = Some(Retention { until: until(1), ..first });
@@ -186,14 +222,31 @@ mod tests {
                 assert_eq!(held.retain(Some(Retention { locked: true, until: until(4) }), false, now), Err(Problem::Locked));
                 held.retain(None, true, now).unwrap();
                 held.temporary_hold = true;
-                assert_eq!(buckets.delete("b", "x", Conditions::default()), Err(Problem::Retained));
+                assert_eq!(buckets.delete("b", "x", None, Conditions::default()), Err(Problem::Retained));
                 buckets.object("b", "x").unwrap().temporary_hold = false;
-                buckets.delete("b", "x", Conditions::default()).unwrap();
+                buckets.delete("b", "x", None, Conditions::default()).unwrap();
             }
         }
-        buckets.create("plain", false).unwrap();
+        buckets.create("plain", false, false).unwrap();
         let retention = Some(Retention { locked: true, until: until(1) });
         let refused = buckets.put("plain", "x", Bytes::new(), BTreeMap::new(), retention, Conditions::default());
         assert_eq!(refused.unwrap_err(), Problem::Malformed);
+    }
+
+    #[test]
+    fn where_versions_are_kept_what_is_replaced_or_deleted_is_there_by_its_generation() {
+        let mut buckets = Buckets::default();
+        buckets.create("b", true, true).unwrap();
+        let retention = Some(Retention { locked: true, until: Timestamp::now() + SignedDuration::from_hours(1) });
+        let first = object(&mut buckets, retention).unwrap().generation;
+        let second = object(&mut buckets, None).unwrap().generation;
+        buckets.delete("b", "x", None, Conditions::default()).unwrap();
+        assert_eq!(buckets.version("b", "x", None).unwrap_err(), Problem::NoObject);
+        for generation in [first, second] {
+            assert_eq!(buckets.version("b", "x", Some(generation)).unwrap().bytes, "x");
+        }
+        assert_eq!(buckets.delete("b", "x", Some(first), Conditions::default()), Err(Problem::Retained));
+        buckets.delete("b", "x", Some(second), Conditions::default()).unwrap();
+        assert_eq!(buckets.delete("b", "x", Some(second), Conditions::default()), Err(Problem::NoObject));
     }
 }

@@ -29,22 +29,41 @@ pub(super) fn answer(buckets: &mut Buckets, asked: &Asked) -> Answer {
         _ => return Err(Problem::NotImplemented),
     };
     let retention = asked.query.contains_key("retention");
-    let known = ["retention", "generation", "list-type", "prefix", "delimiter", "start-after", "continuation-token", "max-keys"];
+    let known = [
+        "retention",
+        "generation",
+        "list-type",
+        "prefix",
+        "delimiter",
+        "start-after",
+        "continuation-token",
+        "max-keys",
+        "versioning",
+        "versions",
+        "marker",
+        "generation-marker",
+    ];
     if asked.query.keys().any(|key| !known.contains(&key.as_str())) {
         return Err(Problem::NotImplemented);
     }
     match (asked.method.clone(), name.as_str()) {
+        (Method::GET, "") if asked.query.contains_key("versioning") => show_versioning(buckets, bucket),
+        (Method::GET, "") if asked.query.contains_key("versions") => list_versions(buckets, asked, bucket),
         (Method::GET, "") => list(buckets, asked, bucket),
         (Method::GET, name) if retention => show_retention(buckets, bucket, name),
         (Method::PUT, name) if retention && !name.is_empty() => set_retention(buckets, asked, bucket, name),
         (Method::GET | Method::HEAD, name) if !name.is_empty() => get(buckets, asked, bucket, name),
         (Method::PUT, name) if !name.is_empty() => put(buckets, asked, bucket, name),
         (Method::DELETE, name) if !name.is_empty() => {
-            buckets.delete(bucket, name, conditions(asked)?)?;
+            buckets.delete(bucket, name, queried(asked, "generation")?, conditions(asked)?)?;
             Ok(respond(StatusCode::NO_CONTENT, KIND, ""))
         }
         _ => Err(Problem::NotImplemented),
     }
+}
+
+fn queried(asked: &Asked, name: &str) -> Result<Option<u64>, Problem> {
+    number(asked.query.get(name).map(String::as_str))
 }
 
 fn number(text: Option<&str>) -> Result<Option<u64>, Problem> {
@@ -87,10 +106,7 @@ fn put(buckets: &mut Buckets, asked: &Asked, bucket: &str, name: &str) -> Answer
 }
 
 fn get(buckets: &mut Buckets, asked: &Asked, bucket: &str, name: &str) -> Answer {
-    let object = buckets.object(bucket, name)?;
-    if number(asked.query.get("generation").map(String::as_str))?.is_some_and(|wanted| wanted != object.generation) {
-        return Err(Problem::NoObject);
-    }
+    let object = buckets.version(bucket, name, queried(asked, "generation")?)?;
     let etag = object.etag();
     let names = |header: &str| asked.header(header).map(|value| value == "*" || value.split(',').any(|tag| tag.trim() == etag));
     if names("if-match") == Some(false) {
@@ -226,7 +242,7 @@ fn list(buckets: &mut Buckets, asked: &Asked, bucket: &str) -> Answer {
     let bucket = buckets.bucket(bucket)?;
     let text = |name: &str| asked.query.get(name).map_or("", String::as_str);
     let (prefix, delimiter) = (text("prefix"), text("delimiter"));
-    let limit = number(asked.query.get("max-keys").map(String::as_str))?.unwrap_or(1000).clamp(1, 1000);
+    let limit = queried(asked, "max-keys")?.unwrap_or(1000).clamp(1, 1000);
     // The token of this stand-in is the last name of the page before: of an object, or of what a delimiter has folded.
     let after = text("start-after").max(text("continuation-token"));
     let mut listing = Listing {
@@ -264,6 +280,70 @@ fn list(buckets: &mut Buckets, asked: &Asked, bucket: &str) -> Answer {
         }
     }
     written(&listing)
+}
+
+#[derive(Serialize)]
+#[serde(rename = "VersioningConfiguration", rename_all = "PascalCase")]
+struct Versioning {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    status: Option<&'static str>,
+}
+
+fn show_versioning(buckets: &mut Buckets, bucket: &str) -> Answer {
+    written(&Versioning { status: buckets.bucket(bucket)?.versioning.then_some("Enabled") })
+}
+
+#[derive(Serialize)]
+#[serde(rename = "ListBucketResult", rename_all = "PascalCase")]
+struct Versions {
+    name: String,
+    prefix: String,
+    is_truncated: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_marker: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next_generation_marker: Option<u64>,
+    version: Vec<ListedVersion>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "PascalCase")]
+struct ListedVersion {
+    key: String,
+    generation: u64,
+    meta_generation: u64,
+    is_latest: bool,
+    last_modified: String,
+    #[serde(rename = "ETag")]
+    etag: String,
+    size: u64,
+}
+
+/// Every generation by name and age. There are no delete markers: of a deleted object no generation is the latest.
+fn list_versions(buckets: &mut Buckets, asked: &Asked, bucket: &str) -> Answer {
+    let text = |name: &str| asked.query.get(name).map_or("", String::as_str);
+    let (name, prefix) = (bucket.to_owned(), text("prefix").to_owned());
+    let limit = usize::try_from(queried(asked, "max-keys")?.unwrap_or(1000).clamp(1, 1000)).unwrap_or(1000);
+    let after = (text("marker").to_owned(), queried(asked, "generation-marker")?.unwrap_or(u64::MAX));
+    let bucket = buckets.bucket(bucket)?;
+    let current = bucket.objects.iter().map(|(name, object)| (name, object, true));
+    let noncurrent = bucket.noncurrent.iter().map(|((name, _), object)| (name, object, false));
+    let mut all: Vec<_> = current.chain(noncurrent).filter(|(name, ..)| name.starts_with(&prefix)).collect();
+    all.retain(|(name, object, _)| (name.as_str(), object.generation) > (after.0.as_str(), after.1));
+    all.sort_by_key(|(name, object, _)| ((*name).clone(), object.generation));
+    let next = all.get(limit).and(limit.checked_sub(1)).and_then(|last| all.get(last));
+    let (next_marker, next_generation_marker) = next.map(|(name, object, _)| ((*name).clone(), object.generation)).unzip();
+    let version = all.iter().take(limit).map(|(name, object, is_latest)| ListedVersion {
+        key: (*name).clone(),
+        generation: object.generation,
+        meta_generation: object.metageneration,
+        is_latest: *is_latest,
+        last_modified: object.modified.to_string(),
+        etag: object.etag(),
+        size: object.bytes.len() as u64,
+    });
+    let version = version.collect();
+    written(&Versions { name, prefix, is_truncated: next_marker.is_some(), next_marker, next_generation_marker, version })
 }
 
 fn written(document: &impl Serialize) -> Answer {
