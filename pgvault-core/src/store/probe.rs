@@ -78,13 +78,21 @@ pub struct ProbeReport {
     pub checks: Vec<Check>,
     /// True when the credentials may delete; `None` when that was not found out.
     pub may_delete: Option<bool>,
+    /// True when the store keeps versions and accepts several of one name at the same moment; the first one counts then.
+    pub several_versions: bool,
     /// How long all of it took, in milliseconds.
     pub milliseconds: u64,
 }
 
 impl ProbeReport {
     pub(crate) fn new(store: &Store) -> Self {
-        Self { location: store.location().to_owned(), checks: Vec::new(), may_delete: None, milliseconds: 0 }
+        Self {
+            location: store.location().to_owned(),
+            checks: Vec::new(),
+            may_delete: None,
+            several_versions: false,
+            milliseconds: 0,
+        }
     }
 
     /// A check, if it ran.
@@ -100,6 +108,11 @@ impl ProbeReport {
     /// What failed.
     pub fn failures(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.outcome == Outcome::Failed)
+    }
+
+    /// True when writers must look which version of a name was the first.
+    pub fn first_version_counts(&self) -> bool {
+        self.several_versions
     }
 
     /// True when two writers of one name would destroy each other's work here.
@@ -188,6 +201,11 @@ pub(crate) const RACE: Question = Question {
     fix: "the store checks and writes in two steps: use one whose conditional PUT is atomic, or make sure that there is only one \
           writer, ever",
 };
+const VERSIONS_RACE: Question = Question {
+    fix: "nothing to do: pgvault looks at the versions after each PUT that others may make too, which is one request more; a bucket \
+          without versions does not need it, where the store has no locks to offer anyway",
+    ..RACE
+};
 pub(crate) const RANGES: Question = Question {
     name: "ranges",
     code: "store.ranges",
@@ -240,10 +258,12 @@ pub async fn probe(store: &Store, env: &Env) -> Result<ProbeReport> {
     let folder = format!("probe/{}", env.new_id()?);
     // One of them a level deeper, for listings by level.
     let [object, listed, raced] = ["object", "listed", "below/raced"].map(|name| format!("{folder}/{name}"));
+    // Beside them, because it is not always there.
+    let again = format!("{folder}-again");
     let mut report = ProbeReport::new(store);
-    let asked = ask(store, env, &mut report, [&folder, &object, &listed, &raced]).await;
+    let asked = ask(store, env, &mut report, [&folder, &object, &listed, &raced, &again]).await;
     // Whatever was found out: what the probe made is removed again.
-    let (deletion, may_delete) = deletion(store, &[&object, &listed, &raced]).await;
+    let (deletion, may_delete) = deletion(store, &[&object, &listed, &raced, &again]).await;
     asked.map_err(|error| error.context(format_args!("probe the store at {}", store.location())))?;
     report.may_delete = may_delete;
     DELETION.note(&mut report, deletion)?;
@@ -251,7 +271,7 @@ pub async fn probe(store: &Store, env: &Env) -> Result<ProbeReport> {
     Ok(report)
 }
 
-async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object, listed, raced]: [&str; 4]) -> Result<()> {
+async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object, listed, raced, again]: [&str; 5]) -> Result<()> {
     MISSING.note(report, missing(store, object).await)?;
     let body = pattern(1000);
     match create_only(store, object, &body).await {
@@ -259,7 +279,23 @@ async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object
         Err(Miss::Error(error)) => return Err(error),
         seen => CREATE_ONLY.note(report, seen)?,
     }
-    RACE.note(report, race(store, raced, RACERS).await)?;
+    // What overwrites has changed the bytes that the next questions are about.
+    if report.overwrites() {
+        return Ok(());
+    }
+    let mut seen = race(store, raced, RACERS).await;
+    if let Err(Miss::Wrong(why)) = &seen
+        && keeps_versions(store, raced).await
+    {
+        // Nothing is lost there. What is left to find out is whether the versions tell who was first.
+        let settled = race(&store.clone().settling_by_versions(), again, RACERS).await;
+        report.several_versions = settled.is_ok();
+        if report.several_versions {
+            seen = Err(Miss::Warn(format!("{why}; all versions are kept, and the first one counts")));
+        }
+    }
+    let question = if report.several_versions { VERSIONS_RACE } else { RACE };
+    question.note(report, seen)?;
     RANGES.note(report, ranges(store, object, &body).await)?;
     LISTING.note(report, listing(store, [folder, object, listed, raced]).await)?;
     CLOCK.note(report, clock(store, env, object).await)
@@ -344,6 +380,11 @@ pub(crate) async fn race(store: &Store, name: &str, racers: usize) -> Seen {
         [_] => Err(Miss::Wrong(format!("one of {racers} writers at once was told that it won, and another's bytes were there"))),
         winners => Err(Miss::Wrong(format!("of {racers} writers at once {} were told that they won", winners.len()))),
     }
+}
+
+/// True when more than one version of a name is there.
+async fn keeps_versions(store: &Store, name: &str) -> bool {
+    store.versions(name).await.is_ok_and(|versions| versions.len() > 1)
 }
 
 /// Parts of an object are the parts that were asked for.
