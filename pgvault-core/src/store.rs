@@ -35,6 +35,7 @@ pub use gate::{Limits, Requests};
 pub use settings::{Class, Settings, StoreOptions};
 
 use crate::{Error, ErrorKind, Result};
+use answer::Answer;
 use failure::Failure;
 use gate::{Gate, Verb};
 use guard::Guard;
@@ -395,9 +396,9 @@ impl Store {
                 Ok(bytes)
             }
             Ok(_) => Err(short()),
-            // Stores have no error of their own for a range behind the end; an object that was cut short is not a store in
-            // trouble, and waiting does not help it.
-            Err(error) if error.kind() == ErrorKind::Storage => match self.size_of(name).await {
+            // A directory has no error of its own for a range behind the end; an object that was cut short is not a store in
+            // trouble, and waiting does not help it. A cloud's store has said what is wrong, if it has said anything.
+            Err(error) if error.kind() == ErrorKind::Storage && Answer::of(&error).is_none() => match self.size_of(name).await {
                 Ok(meta) if meta.size < range.end => Err(short().with_source(error)),
                 _ => Err(error),
             },

@@ -39,6 +39,8 @@ pub(super) enum Verdict {
     NoBucket,
     /// The object lies in an archive tier and has to be brought back first.
     Archived,
+    /// The object ends before the range begins.
+    BehindEnd,
     /// The store cannot do this.
     Unsupported,
     /// The request was wrong in another way.
@@ -75,6 +77,7 @@ impl Answer {
             401 | 403 | 407 => Verdict::Denied,
             405 | 501 | 505 => Verdict::Unsupported,
             408 | 425 | 429 | 500..=599 => Verdict::Transient,
+            416 => Verdict::BehindEnd,
             _ => Verdict::Wrong,
         }
     }

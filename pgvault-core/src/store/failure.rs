@@ -98,6 +98,7 @@ impl Failure {
             (Some(Verdict::Archived), _) => {
                 (ErrorKind::Failed, "store.archived", "bring the object back from its archive tier first, then repeat the command")
             }
+            (Some(Verdict::BehindEnd), _) => (ErrorKind::Corrupt, "object.short", ""),
             (Some(Verdict::Unsupported), _) | (None, E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. }) => {
                 (ErrorKind::Unsupported, "store.unsupported", "")
             }
