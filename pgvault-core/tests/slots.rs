@@ -33,13 +33,13 @@ async fn a_slot_with_a_foreign_master_key_is_passed_over() {
 
     let master = MasterKey::generate(&env).unwrap();
     let epoch = EpochDocument::create(&env, cluster.keys().identity(), &master).unwrap();
-    let mut slot = SlotDocument::create(&env, cluster.keys().identity(), &master, &recipient, "init").unwrap();
+    let mut slot = SlotDocument::create(&env, cluster.keys().identity(), &master, &recipient, "init").await.unwrap();
     // The forger chooses the name, to be tried first.
     slot.key_id = ulid::Ulid(1);
     store.put_once(&layout::epoch(&name, epoch.epoch_id), document::encode(&epoch).unwrap().into()).await.unwrap();
     store.put_once(&layout::key_slot(&name, slot.key_id), document::encode(&slot).unwrap().into()).await.unwrap();
     // One that claims to hold the cluster's key: the claim is public.
-    let mut claiming = SlotDocument::create(&env, cluster.keys().identity(), &master, &recipient, "init").unwrap();
+    let mut claiming = SlotDocument::create(&env, cluster.keys().identity(), &master, &recipient, "init").await.unwrap();
     claiming.key_id = ulid::Ulid(2);
     claiming.commitment = cluster.keys().master().commitment(cluster.keys().identity());
     store.put_once(&layout::key_slot(&name, claiming.key_id), document::encode(&claiming).unwrap().into()).await.unwrap();
