@@ -49,6 +49,9 @@ use crate::format::FormatError;
 
 pub use name::{KeyName, Provider};
 
+/// Longest wrapped key that is sent to a service; the largest real ones, of RSA-4096, have 700 characters.
+const MAX_WRAPPED: usize = 16 << 10;
+
 /// A key in a key service.
 #[async_trait]
 pub trait Kms: fmt::Debug + Send + Sync {
@@ -160,6 +163,11 @@ pub(super) async fn open(kms: &dyn Kms, binding: &Binding, wrapped: &Wrapped, se
     let bad = |why: &str| FormatError::new("key slot", format!("{}: {why}", binding.key_id));
     let bytes = BASE64.decode(sealed).map_err(|_| bad("is not base64"))?;
     let (sealed, tag) = bytes.split_last_chunk::<16>().ok_or_else(|| bad("is too short"))?;
+    // It comes from the store: no service should have to judge what none can have made.
+    let is_text = wrapped.text.bytes().all(|b| b.is_ascii_alphanumeric() || b"+/=-_:".contains(&b));
+    if !is_text || wrapped.text.is_empty() || wrapped.text.len() > MAX_WRAPPED {
+        return Err(bad("holds something that no key service made").into());
+    }
     let key = kms.unwrap(wrapped, binding).await?;
     let key = Zeroizing::new(<[u8; KEY_LEN]>::try_from(&key[..]).map_err(|_| bad("holds something that is not a key"))?);
     let mut plain = Zeroizing::new(sealed.to_vec());
