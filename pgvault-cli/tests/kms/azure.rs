@@ -72,11 +72,6 @@ impl Azure {
     pub fn enable(&self, name: &str, enabled: bool) {
         self.state.lock().unwrap().keys.get_mut(name).unwrap().iter_mut().for_each(|version| version.enabled = enabled);
     }
-
-    /// Tokens given so far.
-    pub fn logins(&self) -> u32 {
-        self.state.lock().unwrap().logins
-    }
 }
 
 fn grant(state: &mut State, client: &str) -> String {
@@ -88,12 +83,15 @@ fn grant(state: &mut State, client: &str) -> String {
 
 fn login(state: &mut State, form: &BTreeMap<String, String>) -> Reply {
     let field = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
-    let refused = |status, error: &str, why: &str| Reply::json(status, &json!({ "error": error, "error_description": why, "error_codes": [7_000_215] }));
+    let refused = |status, error: &str, why: &str| {
+        Reply::json(status, &json!({ "error": error, "error_description": why, "error_codes": [7_000_215] }))
+    };
     if field("grant_type") != "client_credentials" || field("scope") != "https://vault.azure.net/.default" {
         return refused(400, "invalid_scope", "AADSTS70011: The provided value for the input parameter 'scope' is not valid.");
     }
     let proven = field("client_secret") == SECRET
-        || (field("client_assertion_type") == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer" && field("client_assertion") == ASSERTION);
+        || (field("client_assertion_type") == "urn:ietf:params:oauth:client-assertion-type:jwt-bearer"
+            && field("client_assertion") == ASSERTION);
     if !proven {
         return refused(401, "invalid_client", "AADSTS7000215: Invalid client secret provided.");
     }
@@ -103,11 +101,20 @@ fn login(state: &mut State, form: &BTreeMap<String, String>) -> Reply {
 
 fn managed(state: &mut State, seen: &Seen, query: &BTreeMap<String, String>) -> Reply {
     let right = seen.headers.get("x-identity-header").is_some_and(|header| header == IDENTITY_HEADER);
-    if !right || query.get("resource").is_none_or(|resource| resource != "https://vault.azure.net") || query["api-version"] != "2019-08-01" {
-        return Reply::json(400, &json!({ "error": "invalid_request", "error_description": "Required metadata header not specified" }));
+    if !right
+        || query.get("resource").is_none_or(|resource| resource != "https://vault.azure.net")
+        || query["api-version"] != "2019-08-01"
+    {
+        return Reply::json(
+            400,
+            &json!({ "error": "invalid_request", "error_description": "Required metadata header not specified" }),
+        );
     }
     let token = grant(state, query.get("client_id").map_or("system", String::as_str));
-    Reply::json(200, &json!({ "access_token": token, "expires_on": "1586984735", "resource": "https://vault.azure.net", "token_type": "Bearer" }))
+    Reply::json(
+        200,
+        &json!({ "access_token": token, "expires_on": "1586984735", "resource": "https://vault.azure.net", "token_type": "Bearer" }),
+    )
 }
 
 fn error(status: u16, code: &str, message: &str, inner: Option<&str>) -> Reply {
@@ -123,7 +130,8 @@ fn operate(state: &State, seen: &Seen, query: &BTreeMap<String, String>, name: &
         return error(401, "Unauthorized", "AKV10000: Request is missing a Bearer or PoP token.", None);
     }
     if seen.bearer().ends_with("powerless") {
-        let why = "Caller is not authorized to perform action on resource.\r\nAction: 'Microsoft.KeyVault/vaults/keys/unwrap/action'";
+        let why =
+            "Caller is not authorized to perform action on resource.\r\nAction: 'Microsoft.KeyVault/vaults/keys/unwrap/action'";
         return error(403, "Forbidden", why, Some("ForbiddenByRbac"));
     }
     if query.get("api-version").is_none_or(|version| version != "7.4") {
@@ -138,7 +146,9 @@ fn operate(state: &State, seen: &Seen, query: &BTreeMap<String, String>, name: &
         return error(403, "Forbidden", &format!("Operation {verb} is not allowed on a disabled key."), Some("KeyDisabled"));
     }
     let body: Value = seen.json();
-    let Some(value) = body["value"].as_str().and_then(|value| BASE64URL.decode(value).ok()).filter(|_| body["alg"] == "RSA-OAEP-256") else {
+    let Some(value) =
+        body["value"].as_str().and_then(|value| BASE64URL.decode(value).ok()).filter(|_| body["alg"] == "RSA-OAEP-256")
+    else {
         return error(400, "BadParameter", "Property has invalid value", None);
     };
     let result = match verb {
@@ -156,7 +166,9 @@ fn operate(state: &State, seen: &Seen, query: &BTreeMap<String, String>, name: &
         _ => return error(404, "NotFound", "no such operation", None),
     };
     match result {
-        Ok(bytes) => Reply::json(200, &json!({ "kid": format!("{HOST}/keys/{name}/{}", found.id), "value": BASE64URL.encode(bytes) })),
+        Ok(bytes) => {
+            Reply::json(200, &json!({ "kid": format!("{HOST}/keys/{name}/{}", found.id), "value": BASE64URL.encode(bytes) }))
+        }
         Err(_) => error(400, "BadParameter", "The parameter is incorrect.\r\n", None),
     }
 }

@@ -61,7 +61,11 @@ impl Gcp {
     pub fn account(&self, name: &str, file: &Path) {
         let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
         let der = AsDer::<aws_lc_rs::encoding::Pkcs8V1Der<'_>>::as_der(&pair).unwrap();
-        let pem = BASE64.encode(der.as_ref()).as_bytes().chunks(64).fold(String::new(), |pem, line| pem + str::from_utf8(line).unwrap() + "\n");
+        let pem = BASE64
+            .encode(der.as_ref())
+            .as_bytes()
+            .chunks(64)
+            .fold(String::new(), |pem, line| pem + str::from_utf8(line).unwrap() + "\n");
         let email = format!("{name}@p-1.iam.gserviceaccount.com");
         let account = json!({
             "type": "service_account", "project_id": "p-1", "private_key_id": "1f2e3d", "client_email": email, "client_id": "1",
@@ -104,7 +108,8 @@ fn operate(state: &State, seen: &Seen) -> Reply {
         return error(404, "NOT_FOUND", "no such method");
     };
     if caller.starts_with("powerless") {
-        let why = format!("Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource '{name}' (or it may not exist).");
+        let why =
+            format!("Permission 'cloudkms.cryptoKeyVersions.useToDecrypt' denied on resource '{name}' (or it may not exist).");
         return error(403, "PERMISSION_DENIED", &why);
     }
     let Some(key) = state.keys.get(name) else { return error(404, "NOT_FOUND", &format!("CryptoKey {name} not found.")) };

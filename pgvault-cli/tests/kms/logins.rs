@@ -135,7 +135,8 @@ fn an_approle_logs_in_to_the_transit_engine() {
     let service = services::transit();
     drop(real::bao("POST", "auth/approle/role/pgvault", &json!({ "token_policies": ["backups"], "token_ttl": "1h" })));
     let role = real::bao("GET", "auth/approle/role/pgvault/role-id", &json!(null))["data"]["role_id"].as_str().unwrap().to_owned();
-    let secret = real::bao("POST", "auth/approle/role/pgvault/secret-id", &json!({}))["data"]["secret_id"].as_str().unwrap().to_owned();
+    let secret =
+        real::bao("POST", "auth/approle/role/pgvault/secret-id", &json!({}))["data"]["secret_id"].as_str().unwrap().to_owned();
     let mut site = Site::new(&service, &service.key);
     site.environment.clear();
     let file = site.path("secret-id");
@@ -160,19 +161,21 @@ fn a_pod_logs_in_to_the_transit_engine() {
     let service = services::transit();
     let account = "system:serviceaccount:backups:pgvault";
     let api = Mini::start(move |seen| {
-        let genuine = seen.path == "/apis/authentication.k8s.io/v1/tokenreviews" && !seen.json()["spec"]["token"].as_str().unwrap_or("").contains("forged");
-        let status = json!({ "authenticated": genuine, "user": { "username": account, "uid": "u-1", "groups": ["system:serviceaccounts"] } });
+        let genuine = seen.path == "/apis/authentication.k8s.io/v1/tokenreviews"
+            && !seen.json()["spec"]["token"].as_str().unwrap_or("").contains("forged");
+        let status = json!({ "authenticated": genuine, "audiences": ["pgvault"], "user": { "username": account, "uid": "u-1", "groups": ["system:serviceaccounts"] } });
         Reply::json(201, &json!({ "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview", "status": status }))
     });
     drop(real::bao("POST", "sys/auth/pods", &json!({ "type": "kubernetes" })));
-    let config = json!({ "kubernetes_host": api.url(), "token_reviewer_jwt": "reviewer" });
+    let config =
+        json!({ "kubernetes_host": api.url(), "token_reviewer_jwt": "reviewer", "kubernetes_ca_cert": real::certificate() });
     drop(real::bao("POST", "auth/pods/config", &config));
     let role = json!({
         "bound_service_account_names": ["pgvault"], "bound_service_account_namespaces": ["backups"], "token_policies": ["backups"],
     });
     drop(real::bao("POST", "auth/pods/role/pgvault", &role));
     let claims = json!({
-        "iss": "kubernetes/serviceaccount", "sub": account, "aud": ["pgvault"], "exp": 4_000_000_000u64,
+        "iss": "kubernetes/serviceaccount", "sub": account, "aud": ["pgvault"], "iat": 1_700_000_000, "nbf": 1_700_000_000, "exp": 4_000_000_000u64,
         "kubernetes.io": { "namespace": "backups", "serviceaccount": { "name": "pgvault", "uid": "u-1" } },
     });
     let part = |value: &serde_json::Value| BASE64URL.encode(value.to_string());
@@ -181,7 +184,8 @@ fn a_pod_logs_in_to_the_transit_engine() {
     site.environment.clear();
     let file = site.path("token");
     std::fs::write(&file, &token).unwrap();
-    site.options.push_str(&format!("\nauth = 'kubernetes'\nauth_mount = 'pods'\nrole = 'pgvault'\ncredential_file = '{}'", file.display()));
+    site.options
+        .push_str(&format!("\nauth = 'kubernetes'\nauth_mount = 'pods'\nrole = 'pgvault'\ncredential_file = '{}'", file.display()));
     let _ = site.init();
     let _ = site.open().ok();
     std::fs::write(&file, token.replace('.', ".forged")).unwrap();

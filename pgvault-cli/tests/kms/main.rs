@@ -240,14 +240,24 @@ fn a_changed_slot_is_refused(service: &Service) {
     };
     let middle = slot_key.len() * 3 / 4;
     let mut changed = vec![
-        Method::Kms { slot_key: flip(&slot_key, middle), key: key.clone(), key_version: key_version.clone(), wrapped: wrapped.clone() },
+        Method::Kms {
+            slot_key: flip(&slot_key, middle),
+            key: key.clone(),
+            key_version: key_version.clone(),
+            wrapped: wrapped.clone(),
+        },
         Method::Kms { slot_key: String::new(), key: key.clone(), key_version: key_version.clone(), wrapped: wrapped.clone() },
         Method::Kms { slot_key: "\"x\n".into(), key: key.clone(), key_version: key_version.clone(), wrapped: wrapped.clone() },
         Method::Kms { wrapped: flip(&wrapped, 5), key: key.clone(), key_version: key_version.clone(), slot_key: slot_key.clone() },
         Method::Kms { wrapped: "AAAA".into(), key: key.clone(), key_version: key_version.clone(), slot_key: slot_key.clone() },
     ];
     for version in ["../x", "x?y", "deadbeef"] {
-        changed.push(Method::Kms { key_version: version.into(), key: key.clone(), slot_key: slot_key.clone(), wrapped: wrapped.clone() });
+        changed.push(Method::Kms {
+            key_version: version.into(),
+            key: key.clone(),
+            slot_key: slot_key.clone(),
+            wrapped: wrapped.clone(),
+        });
     }
     for method in changed {
         // Where the service keeps its own account of versions, ours is not read.

@@ -191,7 +191,8 @@ pub fn forward(to: SocketAddr, seen: &Seen) -> Reply {
 
 /// Asks a server something for a test's own purposes; gives status and body.
 pub fn ask(to: SocketAddr, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> (u16, Value) {
-    let mut headers: BTreeMap<String, String> = headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+    let mut headers: BTreeMap<String, String> =
+        headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
     let _ = headers.insert("host".into(), to.to_string());
     let body = if body.is_null() { Vec::new() } else { body.to_string().into_bytes() };
     match forward(to, &Seen { method: method.into(), path: path.into(), headers, body }) {

@@ -54,17 +54,40 @@ pub fn python() -> PathBuf {
     environment("localstack", &LOCALSTACK).join("bin/python")
 }
 
+/// The certificate of some authority; pip brings a bundle.
+pub fn certificate() -> String {
+    let libraries = std::fs::read_dir(environment("openbao", &OPENBAO).join("lib")).unwrap().flatten().next().unwrap().path();
+    let bundle = std::fs::read_to_string(libraries.join("site-packages/pip/_vendor/certifi/cacert.pem")).unwrap();
+    let (begin, end) = ("-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----");
+    let first = bundle.find(begin).unwrap();
+    bundle[first..=first + bundle[first..].find(end).unwrap() + end.len()].to_owned()
+}
+
 fn free_port() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
 }
 
-/// Starts a server that ends with this program, however that ends: its keeper waits for the end of its own input.
-fn start(name: &str, command: &mut Command, address: SocketAddr) {
-    let log = tools().join(format!("{name}-{}.log", address.port()));
+/// `LocalStack` does not always end when it is asked to.
+const KEEPER: &str = r#"
+folder=$1; shift
+"$@" </dev/null & server=$!
+cat >/dev/null
+kill $server
+for _ in 1 2 3 4 5 6 7 8 9 10; do kill -0 $server 2>/dev/null || break; sleep 0.3; done
+kill -9 $server 2>/dev/null
+rm -rf "$folder"
+"#;
+
+/// Starts a server that ends with this program, however that ends, and whose folder goes with it: its keeper waits for the end of its
+/// own input.
+fn start(name: &str, address: SocketAddr, command: impl FnOnce(&Path) -> Command) {
+    let folder = tempfile::Builder::new().prefix("pgvault-kms-").tempdir().unwrap().keep();
+    let log = folder.join("log");
     let output = File::create(&log).unwrap();
+    let command = command(&folder);
     let mut keeper = Command::new("sh");
-    let _ = keeper.args(["-c", "\"$@\" </dev/null & server=$!; cat >/dev/null; kill $server; wait", "sh"]);
-    let _ = keeper.arg(command.get_program()).args(command.get_args());
+    let _ = keeper.args(["-c", KEEPER]);
+    let _ = keeper.arg("sh").arg(&folder).arg(command.get_program()).args(command.get_args());
     for (name, value) in command.get_envs() {
         let _ = keeper.env(name, value.unwrap_or_default());
     }
@@ -86,21 +109,21 @@ pub fn localstack() -> SocketAddr {
             return address.parse().unwrap_or_else(|error| panic!("PGVAULT_TEST_LOCALSTACK={address}: {error}"));
         }
         let (python, address) = (python(), free_port());
-        let state = tools().join(format!("localstack/state-{}", address.port()));
-        std::fs::create_dir_all(&state).unwrap();
-        let mut command = Command::new(python);
-        let _ = command.args(["-m", "localstack.runtime.main"]).envs([
-            ("SERVICES", "kms"),
-            ("STRICT_SERVICE_LOADING", "1"),
-            ("EAGER_SERVICE_LOADING", "1"),
-            ("GATEWAY_SERVER", "hypercorn"),
-            ("DISABLE_EVENTS", "1"),
-            ("SKIP_SSL_CERT_DOWNLOAD", "1"),
-            ("DNS_ADDRESS", "0"),
-        ]);
-        let _ = command.env("GATEWAY_LISTEN", address.to_string()).env("LOCALSTACK_HOST", address.to_string());
-        let _ = command.env("FILESYSTEM_ROOT", &state).env("XDG_CACHE_HOME", state.join("cache"));
-        start("localstack", &mut command, address);
+        start("localstack", address, |folder| {
+            let mut command = Command::new(python);
+            let _ = command.args(["-m", "localstack.runtime.main"]).envs([
+                ("SERVICES", "kms"),
+                ("STRICT_SERVICE_LOADING", "1"),
+                ("EAGER_SERVICE_LOADING", "1"),
+                ("GATEWAY_SERVER", "hypercorn"),
+                ("DISABLE_EVENTS", "1"),
+                ("SKIP_SSL_CERT_DOWNLOAD", "1"),
+                ("DNS_ADDRESS", "0"),
+            ]);
+            let _ = command.env("GATEWAY_LISTEN", address.to_string()).env("LOCALSTACK_HOST", address.to_string());
+            let _ = command.env("FILESYSTEM_ROOT", folder).env("XDG_CACHE_HOME", folder.join("cache"));
+            command
+        });
         address
     })
 }
@@ -132,11 +155,12 @@ pub fn openbao() -> SocketAddr {
             PathBuf::from,
         );
         let address = free_port();
-        let mut command = Command::new(program);
-        let _ = command.args(["server", "-dev", "-dev-no-store-token"]);
-        let _ = command.arg(format!("-dev-root-token-id={ROOT}")).arg(format!("-dev-listen-address={address}"));
-        let _ = command.env("HOME", tools()).env("BAO_LOG_LEVEL", "error");
-        start("openbao", &mut command, address);
+        start("openbao", address, |folder| {
+            let mut command = Command::new(program);
+            let _ = command.args(["server", "-dev", "-dev-no-store-token"]).env("HOME", folder).env("BAO_LOG_LEVEL", "error");
+            let _ = command.arg(format!("-dev-root-token-id={ROOT}")).arg(format!("-dev-listen-address={address}"));
+            command
+        });
         let ready = Instant::now() + Duration::from_secs(60);
         while ask(address, "GET", "/v1/sys/health", &[], &json!(null)).0 != 200 {
             assert!(Instant::now() < ready, "openbao does not get ready");

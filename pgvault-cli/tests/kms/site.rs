@@ -38,7 +38,8 @@ impl Site {
     pub fn run(&self, arguments: &[&str]) -> Ran {
         let config = self.path("pgvault.toml");
         let vault = self.path("vault").to_str().unwrap().to_owned();
-        let text = format!("[vault]\nurl = 'file://{vault}'\n{}\n[vault.kms_options]\n{}\n[cluster.main]\n", self.vault, self.options);
+        let text =
+            format!("[vault]\nurl = 'file://{vault}'\n{}\n[vault.kms_options]\n{}\n[cluster.main]\n", self.vault, self.options);
         // Others may be reading it.
         if std::fs::read_to_string(&config).ok().as_deref() != Some(&text) {
             std::fs::write(&config, text).unwrap();
