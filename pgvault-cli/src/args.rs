@@ -25,6 +25,10 @@ pub(crate) struct Cli {
 
     #[command(subcommand)]
     pub(crate) command: Command,
+
+    /// What the command asks of the store
+    #[arg(skip)]
+    pub(crate) meter: crate::output::Meter,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -62,6 +66,10 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Verify every object's hash, without a key
     Scrub(ScrubArgs),
+    /// Look whether the store keeps its promises: create-only writes, locks, versions, rights, clock
+    Doctor(DoctorArgs),
+    /// Bring objects back that were deleted or overwritten in a store that keeps versions
+    Undelete(UndeleteArgs),
     /// Manage the keys that open the vault
     #[command(subcommand)]
     Key(KeyCommand),
@@ -87,6 +95,36 @@ pub(crate) struct ClusterArgs {
 pub(crate) struct InitArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+
+    /// Use a store that overwrites: only one pgvault may write to the vault at any time, or both lose data unnoticed
+    #[arg(long)]
+    pub(crate) single_writer: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Only read: for credentials that may not write
+    #[arg(long)]
+    pub(crate) read_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UndeleteArgs {
+    /// Only below this prefix of the vault
+    #[arg(long, default_value = "")]
+    pub(crate) prefix: String,
+
+    /// Only what was deleted or overwritten from this time on (RFC 3339)
+    #[arg(long, value_name = "TIME")]
+    pub(crate) since: Option<jiff::Timestamp>,
+
+    /// Deleted key slots too, which may be keys that were revoked
+    #[arg(long)]
+    pub(crate) with_keys: bool,
+
+    /// Say what would be brought back
+    #[arg(long)]
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

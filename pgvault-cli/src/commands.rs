@@ -3,10 +3,12 @@
 pub(crate) mod backup;
 pub(crate) mod completions;
 pub(crate) mod demo;
+pub(crate) mod doctor;
 pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod status;
+pub(crate) mod undelete;
 pub(crate) mod wal;

@@ -2,14 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use pgvault_core::config::{self, ClusterConfig, Config};
+use pgvault_core::config::{self, ClusterConfig, Config, Job};
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{ConnInfo, SystemId};
-use pgvault_core::store::{Store, StoreOptions};
+use pgvault_core::store::Store;
 use pgvault_core::vault::{Cluster, Vault};
 use pgvault_core::{Error, ErrorKind, Result};
 
-use crate::args::{Cli, ClusterArgs};
+use crate::args::{Cli, ClusterArgs, Command};
+use crate::output::Meter;
 
 /// Places that are looked at when no file is named.
 const DEFAULT_FILES: [&str; 2] = ["pgvault.toml", "/etc/pgvault/pgvault.toml"];
@@ -19,6 +20,8 @@ const DEFAULT_FILES: [&str; 2] = ["pgvault.toml", "/etc/pgvault/pgvault.toml"];
 pub(crate) struct Context {
     pub(crate) config: Config,
     pub(crate) file: Option<PathBuf>,
+    job: Job,
+    meter: Meter,
 }
 
 impl Context {
@@ -30,7 +33,7 @@ impl Context {
         };
         let config = config::load(file.as_deref(), environment())?;
         let file = file.map(|file| std::path::absolute(&file).map_err(|e| Error::io("resolve", &file, e))).transpose()?;
-        Ok(Self { config, file })
+        Ok(Self { config, file, job: job_of(&cli.command), meter: cli.meter.clone() })
     }
 
     /// The configured cluster.
@@ -40,7 +43,9 @@ impl Context {
 
     /// The store of the vault.
     pub(crate) fn store(&self) -> Result<Store> {
-        Store::open(&self.config.vault.url, StoreOptions::default())
+        let store = Store::open(&self.config.vault.url, self.config.vault.store_settings(self.job)?)?;
+        self.meter.watch(&store);
+        Ok(store)
     }
 
     /// The vault, without keys.
@@ -59,6 +64,17 @@ impl Context {
     /// The server that a cluster's configuration leads to.
     pub(crate) fn connection(config: &ClusterConfig) -> Result<ConnInfo> {
         ConnInfo::parse(&config.connection, &|name| std::env::var(name).ok())
+    }
+}
+
+/// Whose limits a command has.
+fn job_of(command: &Command) -> Job {
+    match command {
+        Command::Backup(_) => Job::Backup,
+        Command::Wal(_) => Job::Wal,
+        Command::Restore(_) => Job::Restore,
+        Command::Check(_) | Command::Scrub(_) => Job::Check,
+        _ => Job::Other,
     }
 }
 

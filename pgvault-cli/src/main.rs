@@ -9,6 +9,7 @@ mod endpoint;
 mod exit;
 mod output;
 
+use std::panic::AssertUnwindSafe;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -29,8 +30,9 @@ fn main() -> ExitCode {
         }
     };
     output::start_logging(cli.log_format);
-    let printer = Printer::new(cli.output);
-    let ran = std::panic::catch_unwind(|| run(&cli, &printer));
+    let printer = Printer::new(cli.output, cli.meter.clone());
+    // After a panic nothing is read any more that it may have left half-done.
+    let ran = std::panic::catch_unwind(AssertUnwindSafe(|| run(&cli, &printer)));
     match ran {
         Ok(Ok(code)) => code.into(),
         Ok(Err(error)) => {
@@ -69,6 +71,8 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Status(args) => commands::status::run(cli, printer, args).await,
             Command::Check(args) => commands::inspect::check(cli, printer, args).await,
             Command::Scrub(args) => commands::inspect::scrub(cli, printer, args).await,
+            Command::Doctor(args) => commands::doctor::run(cli, printer, args).await,
+            Command::Undelete(args) => commands::undelete::run(cli, printer, args).await,
             Command::Key(command) => commands::key::run(cli, printer, command).await,
             Command::Demo(args) => Box::pin(commands::demo::run(printer, args)).await,
             Command::Completions(args) => Ok(commands::completions::run(args)),

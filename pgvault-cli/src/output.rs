@@ -2,11 +2,12 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use pgvault_core::Error;
 use pgvault_core::progress::Progress;
+use pgvault_core::store::{Requests, Store};
 use serde::Serialize;
 
 use crate::args::{LogFormat, OutputFormat};
@@ -23,15 +24,31 @@ pub(crate) fn start_logging(format: LogFormat) {
     }
 }
 
+/// The store of a command, once it has one: its requests are part of the summary.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Meter(Arc<OnceLock<Store>>);
+
+impl Meter {
+    pub(crate) fn watch(&self, store: &Store) {
+        let _ = self.0.set(store.clone());
+    }
+
+    /// What the store was asked; `None` for a command that asked no store.
+    pub(crate) fn requests(&self) -> Option<Requests> {
+        self.0.get().map(Store::requests)
+    }
+}
+
 /// Prints results in the chosen format.
 #[derive(Debug)]
 pub(crate) struct Printer {
     format: OutputFormat,
+    meter: Meter,
 }
 
 impl Printer {
-    pub(crate) fn new(format: OutputFormat) -> Self {
-        Self { format }
+    pub(crate) fn new(format: OutputFormat, meter: Meter) -> Self {
+        Self { format, meter }
     }
 
     pub(crate) fn is_json(&self) -> bool {
@@ -53,9 +70,14 @@ impl Printer {
 
     /// The summary object: the last line of JSON output.
     pub(crate) fn summary<T: Serialize>(&self, value: &T) {
-        if self.is_json() {
-            write_line(&serde_json::to_string(value).unwrap_or_default());
+        if !self.is_json() {
+            return;
         }
+        let mut value = serde_json::to_value(value).unwrap_or_default();
+        if let (Some(object), Some(requests)) = (value.as_object_mut(), self.meter.requests()) {
+            let _ = object.insert("requests".into(), serde_json::json!(requests));
+        }
+        write_line(&value.to_string());
     }
 
     /// An error: for people on standard error, and as the summary with JSON output.

@@ -21,7 +21,7 @@ use pgvault_core::progress::Silent;
 use pgvault_core::restore::plan::{PlanOptions, plan};
 use pgvault_core::restore::target::Target;
 use pgvault_core::restore::{RestoreCommand, RestoreOptions, TargetAction, restore};
-use pgvault_core::store::{Store, StoreOptions};
+use pgvault_core::store::{Settings, Store};
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::vault::{Cluster, Vault, snapshot};
 use pgvault_core::wal::fetch::{Fetched, fetch};
@@ -62,7 +62,7 @@ async fn back_up_and_restore(conninfo: &str, pgdata: &str, vault: &str, target: 
     server.close().await;
 
     // Both are left alone when they exist.
-    let (opened, _) = Vault::create(Store::open(&url(vault)?, StoreOptions::default())?, Env::default()).await?;
+    let (opened, _) = Vault::create(Store::open(&url(vault)?, Settings::default())?, Env::default()).await?;
     let _ = opened.create_cluster(&name, &[Wrap::Passphrase(passphrase()?)]).await?;
     let cluster = opened.unlock(&name, &Unlock::Passphrase(passphrase()?)).await?;
 
@@ -114,7 +114,7 @@ fn restore_command(cluster: &Cluster, vault: &str) -> Result<RestoreCommand> {
 async fn wal_fetch(vault: &str, system_id: &str, file: &str, destination: &Path) -> Result<Fetched> {
     let usage = |e: ParseError| Error::new(ErrorKind::Usage, "usage", e.to_string());
     let system_id: SystemId = system_id.parse().map_err(usage)?;
-    let vault = Vault::open(Store::open(&url(vault)?, StoreOptions::default())?, Env::default()).await?;
+    let vault = Vault::open(Store::open(&url(vault)?, Settings::default())?, Env::default()).await?;
     let name = vault.find_cluster("main", Some(system_id)).await?;
     let cluster = vault.unlock(&name, &Unlock::Passphrase(passphrase()?)).await?;
     fetch(&cluster, file.parse().map_err(usage)?, destination).await

@@ -10,6 +10,7 @@
 
 mod exclude;
 mod file;
+mod keep;
 mod local;
 mod packer;
 mod pipeline;

@@ -7,6 +7,7 @@
 mod kms;
 mod load;
 mod secret;
+mod store;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use serde::Deserialize;
 pub use kms::{KmsOptions, VaultAuth};
 pub use load::{load, load_text};
 pub use secret::SecretSource;
+pub use store::{AzureConfig, ByClass, GcsConfig, ImmutabilityConfig, Job, JobLimits, LimitsConfig, S3Config};
 
 use crate::{Error, ErrorKind, Result};
 
@@ -55,6 +57,33 @@ pub struct VaultConfig {
     /// How to reach it.
     #[serde(default)]
     pub kms_options: KmsOptions,
+    /// Lets plain HTTP through: for a store on this machine.
+    #[serde(default)]
+    pub allow_http: bool,
+    /// Certificates that are trusted besides the system's, PEM.
+    pub ca_file: Option<PathBuf>,
+    /// Address of a proxy; `HTTPS_PROXY` and `NO_PROXY` when not given.
+    pub proxy: Option<String>,
+    /// Locks on what history depends on; none when not given.
+    pub immutability: Option<ImmutabilityConfig>,
+    /// What may be taken from the store.
+    #[serde(default)]
+    pub limits: LimitsConfig,
+    /// Storage classes or access tiers.
+    #[serde(default)]
+    pub storage_class: ByClass<String>,
+    /// Tags of objects.
+    #[serde(default)]
+    pub tags: ByClass<BTreeMap<String, String>>,
+    /// What only S3 knows.
+    #[serde(default)]
+    pub s3: S3Config,
+    /// What only Azure knows.
+    #[serde(default)]
+    pub azure: AzureConfig,
+    /// What only Google knows.
+    #[serde(default)]
+    pub gcs: GcsConfig,
 }
 
 /// `[cluster.NAME]`

@@ -5,9 +5,12 @@
 //! - [`check`] has the keys: sizes against manifests (V0), then every frame decrypted and compared with its digest (V2), the
 //!   maps against the packs, the WAL of every backup, and what should be there but is not.
 //!
-//! Neither starts a server; only a restore drill proves a backup.
+//! - [`doctor`] asks the store itself: whether it keeps what it is relied on for.
+//!
+//! None starts a server; only a restore drill proves a backup.
 
 mod check;
+pub mod doctor;
 
 use std::collections::BTreeSet;
 

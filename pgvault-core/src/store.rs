@@ -5,38 +5,40 @@
 //! bytes mean success, none mean try again, others mean that the name was taken.
 //! Source of the ambiguity: `object_store` marks create-only PUTs as not idempotent, and maps S3's 409 to `AlreadyExists`.
 
+pub mod guard;
+pub mod probe;
+pub mod retention;
+pub mod settings;
+
+mod answer;
+mod backend;
+mod failure;
+mod gate;
+mod http;
+mod keep;
+
 use std::fmt;
 use std::future::Future;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
 use futures::TryStreamExt;
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, S3ConditionalPut};
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload};
+use object_store::{Attribute, GetOptions, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, TagSet};
+use tokio::time::Instant;
 
-use crate::env::Env;
+pub use gate::{Limits, Requests};
+pub use settings::{Class, Settings, StoreOptions};
+
 use crate::{Error, ErrorKind, Result};
-
-/// How hard to try.
-#[derive(Debug, Clone, Copy)]
-pub struct StoreOptions {
-    /// Attempts at one request before its error is reported.
-    pub attempts: u32,
-    /// Time allowed for one attempt, from start to last byte.
-    pub request_timeout: Duration,
-    /// Wait before the second attempt; doubles for each further one.
-    pub backoff: Duration,
-}
-
-impl Default for StoreOptions {
-    fn default() -> Self {
-        Self { attempts: 5, request_timeout: Duration::from_secs(120), backoff: Duration::from_millis(200) }
-    }
-}
+use failure::Failure;
+use gate::{Gate, Verb};
+use guard::Guard;
+use retention::Lock;
 
 /// The outcome of a create-only PUT.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,14 +62,25 @@ pub struct ObjectInfo {
     pub last_modified: jiff::Timestamp,
 }
 
-/// A place in an object store.
+/// A place in an object store. Clones share its limits and its counts.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     location: String,
-    options: StoreOptions,
+    settings: Arc<Settings>,
+    gate: Arc<Gate>,
+    /// What the store can do to keep objects, for one that can.
+    guard: Option<Arc<dyn Guard>>,
+    /// Names in front of the vault's, with a slash at the end; empty for none.
+    prefix: String,
     /// The directory, for a store that is one.
     directory: Option<std::path::PathBuf>,
+    /// Tells what an object is for.
+    classes: fn(&str) -> Class,
+    /// The layer that sends requests counts them.
+    counts_itself: bool,
+    /// The store overwrites: a name is looked at before it is written.
+    looks_first: bool,
     /// Why nothing may be written.
     refusal: Option<Arc<str>>,
 }
@@ -81,7 +94,23 @@ impl fmt::Debug for Store {
 impl Store {
     /// A store over any backend. `location` is its address for messages.
     pub fn new(inner: Arc<dyn ObjectStore>, location: impl Into<String>, options: StoreOptions) -> Self {
-        Self { inner, location: location.into(), options, directory: None, refusal: None }
+        Self::of(inner, location.into(), Settings { options, ..Settings::default() })
+    }
+
+    fn of(inner: Arc<dyn ObjectStore>, location: String, settings: Settings) -> Self {
+        Self {
+            inner,
+            location,
+            gate: Arc::new(Gate::new(settings.limits)),
+            settings: Arc::new(settings),
+            guard: None,
+            prefix: String::new(),
+            directory: None,
+            classes: |_| Class::Data,
+            counts_itself: false,
+            looks_first: false,
+            refusal: None,
+        }
     }
 
     /// A store that lives as long as the process.
@@ -89,67 +118,63 @@ impl Store {
         Self::new(Arc::new(object_store::memory::InMemory::new()), "memory:///", StoreOptions::default())
     }
 
-    /// Opens `file:///path`, `s3://bucket/prefix` or `memory:///`.
+    /// Opens `file:///path`, `s3://bucket/prefix`, `az://account/container/prefix`, `gs://bucket/prefix` or `memory:///`.
     ///
-    /// A directory is created when it is missing and its parent exists; every write to it is fsynced before it is
-    /// acknowledged. Credentials, region and endpoint of S3 come from the standard environment variables (`AWS_*`); plain HTTP is
-    /// refused unless `AWS_ALLOW_HTTP` is `true`.
+    /// No request is made. A directory is created when it is missing and its parent exists; every write to it is fsynced before
+    /// it is acknowledged. Credentials, region and endpoint of a cloud come from `settings`, or from what its users keep in
+    /// the environment.
     ///
     /// # Errors
-    /// When the address is malformed or of a kind this build does not support.
-    pub fn open(address: &str, options: StoreOptions) -> Result<Self> {
-        let usage = |why: String| {
-            Error::new(ErrorKind::Usage, "vault.url", why).with_hint("use file:///absolute/path or s3://bucket/prefix")
+    /// [`ErrorKind::Usage`] when the address or a setting is malformed, plain HTTP was not allowed, or the store has no
+    /// retention and `settings` ask for it.
+    pub fn open(address: &str, settings: Settings) -> Result<Self> {
+        let url = url::Url::parse(address).map_err(|e| backend::wrong(format!("vault.url `{address}` is not a URL: {e}")))?;
+        let gate = Arc::new(Gate::new(settings.limits));
+        let (opened, prefix) = match url.scheme() {
+            "memory" => {
+                let inner = Arc::new(object_store::memory::InMemory::new());
+                (backend::Backend { inner, guard: None, directory: None }, String::new())
+            }
+            "file" => (backend::local::open(&url)?, String::new()),
+            "s3" => backend::s3::open(&url, &settings, &gate)?,
+            "az" => backend::azure::open(&url, &settings, &gate)?,
+            "gs" => backend::gcs::open(&url, &settings, &gate)?,
+            other => return Err(backend::wrong(format!("vault.url: `{other}://` is not supported"))),
         };
-        let url = url::Url::parse(address).map_err(|e| usage(format!("vault.url `{address}` is not a URL: {e}")))?;
-        match url.scheme() {
-            "memory" => Ok(Self::new(Arc::new(object_store::memory::InMemory::new()), address, options)),
-            "file" => {
-                let path = url
-                    .to_file_path()
-                    .map_err(|()| usage(format!("vault.url `{address}` is not the address of a local directory")))?;
-                if !path.is_dir() {
-                    std::fs::create_dir(&path).map_err(|e| Error::io("create the vault directory", &path, e))?;
-                }
-                let local = object_store::local::LocalFileSystem::new_with_prefix(&path)
-                    .map_err(|e| usage(format!("open {}: {e}", path.display())))?
-                    .with_fsync(true);
-                Ok(Self { directory: Some(path), ..Self::new(Arc::new(local), address, options) })
-            }
-            "s3" => {
-                let bucket = url.host_str().filter(|bucket| !bucket.is_empty());
-                let bucket = bucket.ok_or_else(|| usage(format!("vault.url `{address}` names no bucket")))?;
-                if !url.username().is_empty() || url.password().is_some() || url.query().is_some() || url.fragment().is_some() {
-                    return Err(usage("vault.url may name a bucket and a prefix only; keys and endpoint come from `AWS_*`".into()));
-                }
-                let prefix = Path::from_url_path(url.path()).map_err(|e| usage(format!("vault.url: {e}")))?;
-                // This module repeats what fails; two nested loops would multiply their patience (T24).
-                let no_retries = object_store::RetryConfig { max_retries: 0, ..object_store::RetryConfig::default() };
-                let timeout = AmazonS3ConfigKey::Client(object_store::ClientConfigKey::Timeout);
-                let builder = AmazonS3Builder::from_env()
-                    .with_bucket_name(bucket)
-                    .with_conditional_put(S3ConditionalPut::ETagMatch)
-                    .with_retry(no_retries)
-                    .with_config(timeout, format!("{} seconds", options.request_timeout.as_secs()));
-                // The client's own refusal comes with each request, and looks like an outage.
-                let endpoint = builder.get_config_value(&AmazonS3ConfigKey::Endpoint).unwrap_or_default();
-                let allow = builder.get_config_value(&AmazonS3ConfigKey::Client(object_store::ClientConfigKey::AllowHttp));
-                if endpoint.starts_with("http://") && allow.as_deref() != Some("true") {
-                    return Err(usage(format!("the endpoint {endpoint} is not encrypted"))
-                        .with_hint("use https, or set AWS_ALLOW_HTTP=true for a store on this machine"));
-                }
-                let s3 = builder.build().map_err(|e| {
-                    usage(format!("open {address}: {e}")).with_hint(
-                        "set AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, and AWS_ENDPOINT_URL for a store that is not Amazon's",
-                    )
-                })?;
-                Ok(Self::new(Arc::new(PrefixStore::new(s3, prefix)), address, options))
-            }
-            other => {
-                Err(Error::new(ErrorKind::Usage, "vault.url", format!("vault.url: `{other}://` is not supported by this build"))
-                    .with_hint("use file:///absolute/path or s3://bucket/prefix"))
-            }
+        if settings.immutability.is_some() && opened.guard.is_none() {
+            let why = format!("{address} has no retention: vault.immutability cannot be kept there");
+            return Err(Error::new(ErrorKind::Usage, "vault.immutability", why)
+                .with_hint("use a store with Object Lock, or leave vault.immutability out"));
         }
+        let is_cloud = opened.guard.is_some();
+        let (inner, prefix): (Arc<dyn ObjectStore>, String) = match prefix.as_str() {
+            "" => (opened.inner, prefix),
+            some => {
+                let path = Path::parse(some).map_err(|e| backend::wrong(format!("vault.url: {e}")))?;
+                (Arc::new(PrefixStore::new(opened.inner, path)), format!("{some}/"))
+            }
+        };
+        Ok(Self {
+            gate,
+            guard: opened.guard,
+            prefix,
+            directory: opened.directory,
+            counts_itself: is_cloud,
+            ..Self::of(inner, address.to_owned(), settings)
+        })
+    }
+
+    /// The same place, with somebody who knows what its objects are for.
+    #[must_use]
+    pub(crate) fn with_classes(self, classes: fn(&str) -> Class) -> Self {
+        Self { classes, ..self }
+    }
+
+    /// The same place, which is known to overwrite: each name is looked at before it is written. Between the two another writer
+    /// can come, so there must be none.
+    #[must_use]
+    pub(crate) fn looking_first(self) -> Self {
+        Self { looks_first: true, ..self }
     }
 
     /// The same place, where creating and deleting fails with what `refusal` says.
@@ -170,25 +195,21 @@ impl Store {
         &self.location
     }
 
-    /// Makes sure that the store refuses to create a name twice, with an object that is removed again if that is allowed.
-    ///
-    /// # Errors
-    /// [`ErrorKind::Unsupported`] when it overwrites: on such a store two writers would destroy each other's work.
-    pub async fn probe_create_only(&self, env: &Env) -> Result<()> {
-        let name = format!("probe/{}", env.new_id()?);
-        let first = self.put_new(&name, Bytes::from_static(b"pgvault probe 1")).await?;
-        let second = self.put_new(&name, Bytes::from_static(b"pgvault probe 2")).await?;
-        // The writer's credential should not be able to delete; then the probe stays, and costs nothing.
-        let _ = self.delete(&name).await;
-        match (first, second) {
-            (Put::Created, Put::Different(kept)) if &kept[..] == b"pgvault probe 1" => Ok(()),
-            other => Err(Error::new(
-                ErrorKind::Unsupported,
-                "store.overwrites",
-                format!("the store at {} does not honour create-only writes (probe: {other:?})", self.location),
-            )
-            .with_hint("use a store that implements conditional PUT (If-None-Match: *)")),
-        }
+    /// The requests that this store and its clones have made.
+    pub fn requests(&self) -> Requests {
+        self.gate.requests()
+    }
+
+    /// The time by the store's clock, as far as its last answer told it.
+    pub fn now(&self) -> jiff::Timestamp {
+        let ours = self.settings.clock.now();
+        let ahead = jiff::SignedDuration::from_millis(self.gate.clock_ahead().unwrap_or(0));
+        ours.checked_add(ahead).unwrap_or(ours)
+    }
+
+    /// How far the store's clock is ahead of this machine's, to a second; `None` for a store that has none, or was not asked yet.
+    pub fn clock_ahead(&self) -> Option<jiff::SignedDuration> {
+        self.gate.clock_ahead().map(jiff::SignedDuration::from_millis)
     }
 
     /// Creates an object, never overwriting; settles lost and ambiguous answers by reading back.
@@ -198,39 +219,76 @@ impl Store {
     /// the same bytes may be repeated.
     pub async fn put_new(&self, name: &str, bytes: Bytes) -> Result<Put> {
         self.ensure_writable()?;
-        let path = Path::from(name);
-        let mut failure = None;
+        if self.looks_first {
+            match self.get_if_exists(name).await? {
+                Some(found) if found == bytes => return Ok(Put::Same),
+                Some(found) => return Ok(Put::Different(found)),
+                None => {}
+            }
+        }
+        let path = path(name).map_err(|e| self.describe(Failure::new(e), "create", name))?;
+        let options = self.put_options(name)?;
+        let size = bytes.len() as u64;
         // An earlier attempt may have been carried out although it was reported as failed.
         let mut maybe_ours = false;
-        for attempt in 0..self.options.attempts.max(1) {
-            if attempt > 0 {
-                self.back_off(attempt).await;
-            }
-            let options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
-            let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes.clone()), options);
-            let Err(error) = self.bounded(put).await else { return Ok(Put::Created) };
+        let mut delays = self.delays();
+        loop {
+            self.gate.upload(size).await;
+            self.count(Verb::Put);
+            let put = self.inner.put_opts(&path, PutPayload::from_bytes(bytes.clone()), options.clone());
+            let allowance = Duration::from_secs(size / http::SLOWEST_UPLOAD);
+            let Err(error) = self.bounded(allowance, put).await else {
+                self.gate.count_bytes(size, 0);
+                return Ok(Put::Created);
+            };
             let permanent = error.is_permanent();
             maybe_ours |= !error.is_taken();
             // One look only: this loop is the one that repeats, and two nested ones would multiply their patience (T24).
-            match self.look(name).await {
+            let failure = match self.look(name).await {
                 Ok(Some(found)) if found == bytes => {
                     self.settle(name).await?;
                     return Ok(if maybe_ours { Put::Created } else { Put::Same });
                 }
                 Ok(Some(found)) => return Ok(Put::Different(found)),
                 // Not there: the attempt failed cleanly, or another's object of that name was deleted in between.
-                Ok(None) => {}
-                Err(unreadable) => {
-                    failure = Some(unreadable);
-                    continue;
-                }
-            }
-            failure = Some(error.into_error("create", name));
-            if permanent {
-                break;
+                Ok(None) => self.describe(error, "create", name),
+                // Who may only create cannot look; what the PUT said is the better message.
+                Err(_) if permanent => self.describe(error, "create", name),
+                Err(unreadable) => unreadable,
+            };
+            match delays.next() {
+                Some(delay) if !permanent => self.back_off(delay).await,
+                _ => return Err(failure),
             }
         }
-        Err(failure.unwrap_or_else(|| Error::new(ErrorKind::Storage, "store.put", format!("create {name}: no attempt was made"))))
+    }
+
+    /// Create-only, and what the settings say of objects of this class.
+    fn put_options(&self, name: &str) -> Result<PutOptions> {
+        let class = (self.classes)(name);
+        let mut options = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        if let Some(placement) = self.settings.placement.get(&class) {
+            if let Some(storage_class) = &placement.storage_class {
+                let _ = options.attributes.insert(Attribute::StorageClass, storage_class.clone().into());
+            }
+            let mut tags = TagSet::default();
+            for (key, value) in &placement.tags {
+                tags.push(key, value);
+            }
+            options.tags = tags;
+        }
+        if let Some(lock) = self.lock_for(class)? {
+            let _ = options.extensions.insert(lock);
+        }
+        Ok(options)
+    }
+
+    /// The lock that an object of this class gets now.
+    fn lock_for(&self, class: Class) -> Result<Option<Lock>> {
+        match &self.settings.immutability {
+            Some(immutability) if class != Class::Transient => immutability.lock_of_new(self.now()).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Makes an object durable that was found and not written by this call: that it can be read does not mean that it would
@@ -265,7 +323,15 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`] when it does not exist.
     pub async fn get(&self, name: &str) -> Result<Bytes> {
-        self.retried("read", name, || self.get_whole(name)).await
+        let bytes = self.retried(Verb::Get, "read", name, || self.get_whole(name)).await?;
+        self.received(&bytes).await;
+        Ok(bytes)
+    }
+
+    /// Counts what came, and waits as long as it should have taken.
+    async fn received(&self, bytes: &Bytes) {
+        self.gate.count_bytes(0, bytes.len() as u64);
+        self.gate.download(bytes.len() as u64).await;
     }
 
     /// Reads an object; `None` when the store says that there is none.
@@ -282,20 +348,21 @@ impl Store {
 
     /// Reads an object with one request; `None` when the store says that there is none.
     async fn look(&self, name: &str) -> Result<Option<Bytes>> {
-        match self.bounded(self.get_whole(name)).await {
+        self.count(Verb::Get);
+        match self.bounded(Duration::ZERO, self.get_whole(name)).await {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(Failure(object_store::Error::NotFound { .. })) => Ok(None),
-            Err(failure) => Err(failure.into_error("read", name)),
+            Err(failure) if failure.is_absence() => Ok(None),
+            Err(failure) => Err(self.describe(failure, "read", name)),
         }
     }
 
     async fn get_whole(&self, name: &str) -> object_store::Result<Bytes> {
-        let got = self.inner.get(&Path::from(name)).await?;
+        let got = self.inner.get(&path(name)?).await?;
         if got.meta.size > crate::format::MAX_OBJECT {
             let source = format!("{} bytes is more than any object of a vault has", got.meta.size).into();
             return Err(object_store::Error::NotSupported { source });
         }
-        got.bytes().await
+        whole(got).await
     }
 
     /// Reads part of an object.
@@ -304,12 +371,19 @@ impl Store {
     /// [`ErrorKind::NotFound`] when it does not exist, [`ErrorKind::Corrupt`] when it is shorter than the range.
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
         let short = || Error::new(ErrorKind::Corrupt, "object.short", format!("{name} ends before byte {}", range.end));
-        match self.retried("read", name, || async { self.inner.get_range(&Path::from(name), range.clone()).await }).await {
-            Ok(bytes) if bytes.len() as u64 == range.end.saturating_sub(range.start) => Ok(bytes),
+        let read = || async {
+            let options = GetOptions { range: Some(range.clone().into()), ..GetOptions::default() };
+            whole(self.inner.get_opts(&path(name)?, options).await?).await
+        };
+        match self.retried(Verb::Get, "read", name, read).await {
+            Ok(bytes) if bytes.len() as u64 == range.end.saturating_sub(range.start) => {
+                self.received(&bytes).await;
+                Ok(bytes)
+            }
             Ok(_) => Err(short()),
             // Stores have no error of their own for a range behind the end; an object that was cut short is not a store in
             // trouble, and waiting does not help it.
-            Err(error) if error.kind() == ErrorKind::Storage => match self.bounded(self.inner.head(&Path::from(name))).await {
+            Err(error) if error.kind() == ErrorKind::Storage => match self.size_of(name).await {
                 Ok(meta) if meta.size < range.end => Err(short().with_source(error)),
                 _ => Err(error),
             },
@@ -317,12 +391,17 @@ impl Store {
         }
     }
 
+    async fn size_of(&self, name: &str) -> Result<object_store::ObjectMeta, Failure> {
+        self.count(Verb::Head);
+        self.bounded(Duration::ZERO, async { self.inner.head(&path(name)?).await }).await
+    }
+
     /// Size and age of an object.
     ///
     /// # Errors
     /// [`ErrorKind::NotFound`] when it does not exist.
     pub async fn head(&self, name: &str) -> Result<ObjectInfo> {
-        let meta = self.retried("stat", name, || async { self.inner.head(&Path::from(name)).await }).await?;
+        let meta = self.retried(Verb::Head, "stat", name, || async { self.inner.head(&path(name)?).await }).await?;
         info(&meta)
     }
 
@@ -339,16 +418,19 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn list_after(&self, prefix: &str, after: Option<&str>) -> Result<Vec<ObjectInfo>> {
-        let path = Path::from(prefix);
+        let failed = |e| self.describe(Failure::new(e), "list", prefix);
+        let folder = path(prefix).map_err(failed)?;
+        let after = after.map(path).transpose().map_err(failed)?;
         let metas = self
             .repeated("list", prefix, || async {
-                let mut listing = match after {
-                    Some(after) => self.inner.list_with_offset(Some(&path), &Path::from(after)),
-                    None => self.inner.list(Some(&path)),
+                self.count(Verb::List);
+                let mut listing = match &after {
+                    Some(after) => self.inner.list_with_offset(Some(&folder), after),
+                    None => self.inner.list(Some(&folder)),
                 };
                 let mut metas = Vec::new();
                 // Each page is a request. All of them together take as long as there are objects.
-                while let Some(meta) = self.bounded(listing.try_next()).await? {
+                while let Some(meta) = self.bounded(Duration::ZERO, listing.try_next()).await? {
                     metas.push(meta);
                 }
                 Ok(metas)
@@ -364,8 +446,8 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn list_directories(&self, prefix: &str) -> Result<Vec<String>> {
-        let path = Path::from(prefix);
-        let listed = self.retried("list", prefix, || async { self.inner.list_with_delimiter(Some(&path)).await }).await?;
+        let list = || async { self.inner.list_with_delimiter(Some(&path(prefix)?)).await };
+        let listed = self.retried(Verb::List, "list", prefix, list).await?;
         let mut names: Vec<String> = listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
         names.sort();
         Ok(names)
@@ -377,101 +459,97 @@ impl Store {
     /// [`ErrorKind::Immutable`] when the store refuses.
     pub async fn delete(&self, name: &str) -> Result<()> {
         self.ensure_writable()?;
-        match self.retried("delete", name, || async { self.inner.delete(&Path::from(name)).await }).await {
+        match self.retried(Verb::Delete, "delete", name, || async { self.inner.delete(&path(name)?).await }).await {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
     }
 
-    async fn retried<T, F>(&self, doing: &str, name: &str, request: impl Fn() -> F) -> Result<T>
+    async fn retried<T, F>(&self, verb: Verb, doing: &str, name: &str, request: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = object_store::Result<T>>,
     {
-        self.repeated(doing, name, || self.bounded(request())).await
+        let attempt_once = || {
+            self.count(verb);
+            self.bounded(Duration::ZERO, request())
+        };
+        self.repeated(doing, name, attempt_once).await
     }
 
     async fn repeated<T, F>(&self, doing: &str, name: &str, attempt_once: impl Fn() -> F) -> Result<T>
     where
         F: Future<Output = Result<T, Failure>>,
     {
-        let mut attempt = 0;
+        let mut delays = self.delays();
         loop {
-            match attempt_once().await {
+            let error = match attempt_once().await {
                 Ok(value) => return Ok(value),
-                Err(error) if error.is_permanent() || attempt + 1 >= self.options.attempts => {
-                    return Err(error.into_error(doing, name));
+                Err(error) => error,
+            };
+            match delays.next() {
+                Some(delay) if !error.is_permanent() => {
+                    tracing::warn!(doing, name, error = %error, "object store request failed, trying again");
+                    self.back_off(delay).await;
                 }
-                Err(error) => {
-                    tracing::warn!(doing, name, attempt, error = %error.0, "object store request failed, trying again");
-                    attempt += 1;
-                    self.back_off(attempt).await;
-                }
+                _ => return Err(self.describe(error, doing, name)),
             }
         }
     }
 
-    async fn bounded<T>(&self, request: impl Future<Output = object_store::Result<T>>) -> Result<T, Failure> {
-        match tokio::time::timeout(self.options.request_timeout, request).await {
+    /// Runs one request when it is its turn, and not for longer than it may take.
+    async fn bounded<T>(&self, allowance: Duration, request: impl Future<Output = object_store::Result<T>>) -> Result<T, Failure> {
+        let _pass = self.gate.enter().await;
+        let most = self.settings.options.request_timeout + allowance;
+        match tokio::time::timeout(most, request).await {
             Ok(Ok(value)) => Ok(value),
-            Ok(Err(error)) => Err(Failure(error)),
-            Err(_) => Err(Failure(object_store::Error::Generic {
-                store: "pgvault",
-                source: format!("no answer within {:?}", self.options.request_timeout).into(),
-            })),
+            Ok(Err(error)) => Err(Failure::new(error)),
+            Err(_) => Err(Failure::timeout(most)),
         }
     }
 
-    async fn back_off(&self, attempt: u32) {
-        tokio::time::sleep(self.options.backoff.saturating_mul(1 << attempt.saturating_sub(1).min(8))).await;
+    /// The waits between attempts; they end when the patience does.
+    fn delays(&self) -> impl Iterator<Item = Duration> + Send + use<> {
+        let options = self.settings.options;
+        let begun = Instant::now();
+        let delays = ExponentialBuilder::default()
+            .with_min_delay(options.backoff)
+            .with_max_delay(Duration::from_secs(30))
+            .with_max_times(options.attempts.saturating_sub(1) as usize)
+            .with_jitter()
+            .build();
+        delays.take_while(move |delay| begun.elapsed() + *delay < options.patience)
+    }
+
+    async fn back_off(&self, delay: Duration) {
+        self.gate.count_retry();
+        tokio::time::sleep(delay).await;
+    }
+
+    fn count(&self, verb: Verb) {
+        if !self.counts_itself {
+            self.gate.count(verb);
+        }
+    }
+
+    fn describe(&self, failure: Failure, doing: &str, name: &str) -> Error {
+        failure.into_error(doing, name, self.gate.clock_ahead())
     }
 }
 
-/// One failed request.
-struct Failure(object_store::Error);
+/// A name as it is. `Path::from` would change some characters, so that what a listing shows could not be read or deleted.
+fn path(name: &str) -> object_store::Result<Path> {
+    Ok(Path::parse(name)?)
+}
 
-impl Failure {
-    /// The store says that the name exists already.
-    fn is_taken(&self) -> bool {
-        matches!(self.0, object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. })
+/// All of a body. One that is shorter than was announced is a connection that ended early, and not what the store has.
+async fn whole(got: GetResult) -> object_store::Result<Bytes> {
+    let announced = got.range.end.saturating_sub(got.range.start);
+    let body = got.bytes().await?;
+    if body.len() as u64 == announced {
+        return Ok(body);
     }
-
-    /// Repeating the request cannot help.
-    fn is_permanent(&self) -> bool {
-        use object_store::Error as E;
-        matches!(
-            self.0,
-            E::NotFound { .. }
-                | E::InvalidPath { .. }
-                | E::NotSupported { .. }
-                | E::NotImplemented { .. }
-                | E::PermissionDenied { .. }
-                | E::Unauthenticated { .. }
-                | E::UnknownConfigurationKey { .. }
-        )
-    }
-
-    fn into_error(self, doing: &str, name: &str) -> Error {
-        use object_store::Error as E;
-        let message = format!("{doing} {name}: {}", self.0);
-        let (kind, code, hint) = match &self.0 {
-            E::NotFound { .. } => (ErrorKind::NotFound, "object.not_found", ""),
-            E::AlreadyExists { .. } | E::Precondition { .. } => (ErrorKind::Storage, "store.conflict", ""),
-            E::PermissionDenied { .. } if doing == "delete" => (
-                ErrorKind::Immutable,
-                "store.delete_refused",
-                "only the pruner's credentials may delete, and not before retention ends",
-            ),
-            E::PermissionDenied { .. } | E::Unauthenticated { .. } => {
-                (ErrorKind::Failed, "store.denied", "check the credentials and rights for the vault")
-            }
-            E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. } => {
-                (ErrorKind::Unsupported, "store.unsupported", "")
-            }
-            _ => (ErrorKind::Storage, "store.failed", "the store may answer later; nothing is lost, run the command again"),
-        };
-        let error = Error::new(kind, code, message).with_source(self.0);
-        if hint.is_empty() { error } else { error.with_hint(hint) }
-    }
+    let source = format!("the answer has {} bytes, and announced {announced}", body.len()).into();
+    Err(object_store::Error::Generic { store: "pgvault", source })
 }
 
 fn info(meta: &object_store::ObjectMeta) -> Result<ObjectInfo> {
@@ -485,16 +563,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_address_in_s3_is_a_bucket_and_a_prefix() {
-        let open = |address: &str| Store::open(address, StoreOptions::default());
-        assert_eq!(open("s3://bucket/some/prefix").unwrap().location(), "s3://bucket/some/prefix");
-        assert!(open("s3://bucket").is_ok());
-        for bad in
-            ["s3:///prefix", "s3://key:secret@bucket/prefix", "s3://bucket/prefix?endpoint=x", "s3://bucket/#x", "gs://bucket"]
+    fn an_address_in_a_cloud_is_a_place_and_nothing_else() {
+        let settings = || {
+            let mut settings = Settings::default();
+            settings.s3.region = Some("eu-west-1".into());
+            settings.azure.access_key = Some("a2V5".to_owned().into());
+            settings.gcs.anonymous = true;
+            settings
+        };
+        let open = |address: &str| Store::open(address, settings());
+        for good in
+            ["s3://bucket/some/prefix", "s3://bucket", "az://account/container/a/b", "az://account/container", "gs://bucket/x"]
         {
+            assert_eq!(open(good).unwrap().location(), good);
+        }
+        assert_eq!(open("az://account/container/a/b").unwrap().prefix, "a/b/");
+        for bad in [
+            "s3:///prefix",
+            "s3://key:secret@bucket/prefix",
+            "s3://bucket/prefix?endpoint=x",
+            "s3://bucket/#x",
+            "az://account",
+            "gs:///x",
+            "ftp://x/y",
+            "bucket",
+        ] {
             let error = open(bad).unwrap_err();
             assert_eq!((error.kind(), error.code()), (ErrorKind::Usage, "vault.url"), "{bad}");
             assert!(!error.to_string().contains("secret"), "{error}");
         }
+        let mut plain = settings();
+        plain.s3.endpoint = Some("http://127.0.0.1:9".into());
+        assert_eq!(Store::open("s3://bucket", plain.clone()).unwrap_err().code(), "vault.http");
+        plain.allow_http = true;
+        assert!(Store::open("s3://bucket", plain).is_ok());
+    }
+
+    #[test]
+    fn retention_is_refused_where_there_is_none() {
+        let immutability = retention::Immutability { mode: retention::LockMode::Compliance, retain: Duration::from_secs(60) };
+        let settings = Settings { immutability: Some(immutability), ..Settings::default() };
+        assert_eq!(Store::open("memory:///", settings).unwrap_err().code(), "vault.immutability");
     }
 }

@@ -13,6 +13,7 @@ pub mod maps;
 pub mod session;
 pub mod snapshot;
 pub mod tables;
+pub mod undelete;
 mod unlock;
 
 use std::collections::BTreeMap;
@@ -29,10 +30,14 @@ use crate::env::Env;
 use crate::format::document;
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
 use crate::postgres::SystemId;
+use crate::store::probe::probe;
 use crate::store::{Put, Store};
 use crate::{Error, ErrorKind, Result};
 use features::Purpose;
 use layout::{ClusterName, VAULT_DOCUMENT};
+
+/// The code of the error that says that there is no vault here yet; a bucket that does not exist is another matter.
+const NO_VAULT: &str = "vault.none";
 
 const VAULT_FORMAT: &str = "PGV1";
 const SUITE: &str = "aes256gcm-hkdfsha256-blake3";
@@ -69,21 +74,44 @@ pub struct Vault {
 impl Vault {
     /// Creates a vault, or opens the one that is already there; tells which.
     ///
-    /// The store is probed first: it must refuse to create a name twice.
+    /// The store is probed first: it must do what a vault relies on, see [`probe`](crate::store::probe).
     ///
     /// # Errors
     /// When the store overwrites, cannot be reached, or holds a vault of a newer format or one that this version must not write
     /// to.
     pub async fn create(store: Store, env: Env) -> Result<(Self, bool)> {
+        Self::create_with(store, env, features::none()).await
+    }
+
+    /// As [`Vault::create`], on a store that overwrites. It is written into the vault that only one program at a time may
+    /// write to it; what two do at the same moment may then be lost, and neither notices.
+    ///
+    /// # Errors
+    /// As [`Vault::create`]; [`ErrorKind::Usage`] when there is a vault that several may write to.
+    pub async fn create_for_single_writer(store: Store, env: Env) -> Result<(Self, bool)> {
+        let (vault, created) = Self::create_with(store.looking_first(), env, features::single_writer()).await?;
+        if features::is_single_writer(&vault.document.features) {
+            return Ok((vault, created));
+        }
+        Err(Error::new(ErrorKind::Usage, "vault.several_writers", "there is a vault already that several may write to")
+            .with_hint("leave --single-writer out"))
+    }
+
+    async fn create_with(store: Store, env: Env, features: BTreeMap<String, Vec<String>>) -> Result<(Self, bool)> {
+        let probed = !features::is_single_writer(&features);
         match Self::open(store.clone(), env.clone()).await {
             Ok(vault) => {
                 vault.ensure_may(Purpose::Write)?;
-                vault.store.probe_create_only(&vault.env).await?;
+                if !features::is_single_writer(&vault.document.features) {
+                    probe(&vault.store, &vault.env).await?.ensure()?;
+                }
                 return Ok((vault, false));
             }
-            Err(error) if error.kind() == ErrorKind::NoVault => store.probe_create_only(&env).await?,
+            Err(error) if error.code() == NO_VAULT && probed => probe(&store, &env).await?.ensure()?,
+            Err(error) if error.code() == NO_VAULT => {}
             Err(error) => return Err(error),
         }
+        let store = store.with_classes(layout::class_of);
         let document = VaultDocument {
             format: VAULT_FORMAT.into(),
             major: 1,
@@ -91,7 +119,7 @@ impl Vault {
             vault_id: env.new_id()?,
             created_at: env.now(),
             suite: SUITE.into(),
-            features: features::none(),
+            features,
         };
         let created = match store.put_new(VAULT_DOCUMENT, document::encode(&document)?.into()).await? {
             Put::Created | Put::Same => true,
@@ -106,8 +134,9 @@ impl Vault {
     /// [`ErrorKind::NoVault`] when there is none, [`ErrorKind::Unsupported`] when it is of a newer format, or has features that
     /// this version would have to know to read.
     pub async fn open(store: Store, env: Env) -> Result<Self> {
+        let store = store.with_classes(layout::class_of);
         let Some(bytes) = store.get_if_exists(VAULT_DOCUMENT).await? else {
-            return Err(Error::new(ErrorKind::NoVault, "vault.none", format!("there is no vault at {}", store.location()))
+            return Err(Error::new(ErrorKind::NoVault, NO_VAULT, format!("there is no vault at {}", store.location()))
                 .with_hint("check vault.url, or create the vault with `pgvault init`"));
         };
         let document: VaultDocument = document::parse("vault.json", &bytes)?;
@@ -124,6 +153,7 @@ impl Vault {
         }
         features::ensure(&document.features, Purpose::Read)?;
         // In the store, where no writer gets past it.
+        let store = if features::is_single_writer(&document.features) { store.looking_first() } else { store };
         let store = match features::ensure(&document.features, Purpose::Write) {
             Ok(()) => store,
             Err(refusal) => store.refusing_writes(&refusal),

@@ -24,7 +24,12 @@ use pgvault_verify::process::{Install, Server};
 const MIB: u64 = 1 << 20;
 
 fn quick() -> StoreOptions {
-    StoreOptions { attempts: 2, request_timeout: Duration::from_millis(300), backoff: Duration::from_millis(5) }
+    StoreOptions {
+        attempts: 2,
+        request_timeout: Duration::from_millis(300),
+        backoff: Duration::from_millis(5),
+        ..StoreOptions::default()
+    }
 }
 
 /// The same objects twice: through the store that fails, and directly.

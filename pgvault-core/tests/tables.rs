@@ -52,7 +52,8 @@ fn name() -> ClusterName {
 }
 
 fn store(memory: Arc<InMemory>) -> Store {
-    let options = StoreOptions { attempts: 1, request_timeout: Duration::from_secs(20), backoff: Duration::ZERO };
+    let options =
+        StoreOptions { attempts: 1, request_timeout: Duration::from_secs(20), backoff: Duration::ZERO, ..StoreOptions::default() };
     Store::new(memory, "memory:///", options)
 }
 

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 
 use crate::packages::ensure_programs;
-use crate::run::{cargo, program, run, run_quietly, workspace};
+use crate::run::{cargo, program, run, run_quietly, target};
 use cluster::Cluster;
 use report::{Report, Row};
 use tools::Tool;
@@ -71,7 +71,7 @@ impl Bench {
         }
         println!("building pgvault with the release profile");
         run(cargo().args(["build", "--release", "--quiet", "--package", "pgvault-cli"]))?;
-        let built = target_folder().join("release/pgvault");
+        let built = target().join("release/pgvault");
 
         ensure_space(&self.folder, u64::from(self.gib) << 30)?;
         let account = cluster::Account::find()?;
@@ -145,10 +145,6 @@ fn ensure_space(folder: &Path, cluster: u64) -> Result<()> {
         bail!("{} has {} GiB free; this benchmark needs {}", folder.display(), free >> 30, needed >> 30);
     }
     Ok(())
-}
-
-fn target_folder() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), PathBuf::from)
 }
 
 /// One line about the machine.

@@ -5,7 +5,7 @@ use std::os::unix::process::CommandExt;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::run::{cargo, program, run, workspace};
+use crate::run::{cargo, program, run, target};
 use crate::{packages, postgres};
 
 #[derive(Args)]
@@ -22,8 +22,7 @@ impl Demo {
         println!("using {} from {}", postgres::version_line(&folder)?, folder.display());
         println!("building pgvault (release)");
         run(cargo().args(["build", "--release", "-p", "pgvault-cli"]))?;
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |folder| workspace().join(folder));
+        let target = target();
         // Replaces this process: the demo owns the terminal, its signals and its exit code.
         let error = program(target.join("release/pgvault"), ["demo"])
             .args(&self.arguments)

@@ -8,14 +8,13 @@
 mod bench;
 mod demo;
 mod fuzz;
-mod packages;
 mod postgres;
-mod run;
 mod setup;
 mod soak;
 mod test;
 
 use clap::{Parser, Subcommand};
+use pgvault_provision::{packages, run};
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", about = "Development commands of pgvault")]

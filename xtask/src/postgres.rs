@@ -14,8 +14,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
+use pgvault_provision::debian::{Root, home};
+use pgvault_provision::{COMPLETE, fresh};
+
 use crate::packages::{ensure_programs, install, is_available, is_root};
-use crate::run::{program, run, run_quietly, which, workspace};
+use crate::run::{program, run, run_quietly, which};
 
 /// Everything pgvault supports.
 pub(crate) const VERSIONS: [u32; 5] = [15, 16, 17, 18, 19];
@@ -67,31 +70,8 @@ fn find(version: u32) -> Option<PathBuf> {
     .find(|folder| folder.join("initdb").is_file() && folder.join("postgres").is_file())
 }
 
-/// Written last: a folder without it is the rest of an interrupted run.
-const COMPLETE: &str = ".complete";
-
-/// Where servers are kept: `target/pg`, unless other accounts cannot read there. Servers refuse to run as root, so a
-/// clone inside a private home cannot hold them.
-fn home() -> PathBuf {
-    if let Some(folder) = std::env::var_os("PGVAULT_PG_DIR") {
-        return PathBuf::from(folder);
-    }
-    let workspace = workspace();
-    let readable =
-        workspace.ancestors().all(|folder| fs::metadata(folder).is_ok_and(|meta| meta.permissions().mode() & 0o001 != 0));
-    if readable { workspace.join("target/pg") } else { PathBuf::from("/var/cache/pgvault/pg") }
-}
-
 fn folder(version: u32) -> PathBuf {
     home().join(version.to_string())
-}
-
-/// An empty folder at `path`.
-fn fresh(path: &Path) -> Result<()> {
-    if path.exists() {
-        fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))?;
-    }
-    fs::create_dir_all(path).with_context(|| format!("create {}", path.display()))
 }
 
 fn provision_from_debian(version: u32) -> Result<()> {
@@ -100,100 +80,18 @@ fn provision_from_debian(version: u32) -> Result<()> {
         18 | 19 => "sid",
         _ => bail!("PostgreSQL {version} is neither in this distribution nor in a later Debian; set PGVAULT_PG_BIN_{version}"),
     };
-    if !is_root() {
-        bail!(
-            "PostgreSQL {version} is unpacked from Debian {suite}, which needs root; or set PGVAULT_PG_BIN_{version} to a folder with its programs"
-        );
-    }
-    ensure_programs(
-        &[("debootstrap", "debootstrap"), ("patchelf", "patchelf")],
-        &format!("PostgreSQL {version} is taken from Debian {suite}"),
-    )?;
-    let root = home().join("roots").join(suite);
-    if !root.join(COMPLETE).is_file() {
-        unpack(suite, &root)?;
-    }
-    let package = format!("postgresql-{version}");
-    println!("installing {package} inside {} with apt-get", root.display());
-    let mut arguments = vec!["apt-get", "install", "-y", "-qq"];
-    if version == 19 {
-        arguments.extend(["-t", "experimental"]);
-    }
-    arguments.push(&package);
-    inside(&root, &arguments)?;
+    let why =
+        format!("PostgreSQL {version} is taken from Debian {suite}; or set PGVAULT_PG_BIN_{version} to a folder with its programs");
+    ensure_programs(&[("patchelf", "patchelf")], &why)?;
+    let root = Root::unpacked(suite, &why)?;
+    root.install(&[&format!("postgresql-{version}")], (version == 19).then_some("experimental"))?;
 
     let destination = folder(version);
     println!("copying PostgreSQL {version} to {}", destination.display());
     fresh(&destination)?;
-    relocate::postgres(&root, version, &destination)?;
+    relocate::postgres(root.path(), version, &destination)?;
     fs::write(destination.join(COMPLETE), "")?;
     Ok(())
-}
-
-fn unpack(suite: &str, root: &Path) -> Result<()> {
-    let mirror = mirror()?;
-    println!("unpacking Debian {suite} into {} with debootstrap, about 300 MB", root.display());
-    fresh(root)?;
-    let root_text = root.to_string_lossy();
-    run_quietly(&mut program(
-        "debootstrap",
-        ["--variant=minbase", "--include=ca-certificates,locales", suite, &root_text, &mirror],
-    ))?;
-    // A frozen mirror serves an unstable release whose signature says "valid until" a day long past.
-    fs::write(
-        root.join("etc/apt/apt.conf.d/99pgvault"),
-        "Acquire::Check-Valid-Until \"false\";\nAPT::Install-Recommends \"false\";\n",
-    )?;
-    // No daemon is started in there.
-    let policy = root.join("usr/sbin/policy-rc.d");
-    fs::write(&policy, "#!/bin/sh\nexit 101\n")?;
-    fs::set_permissions(&policy, fs::Permissions::from_mode(0o755))?;
-    if suite == "sid" {
-        fs::write(root.join("etc/apt/sources.list.d/experimental.list"), format!("deb {mirror} experimental main\n"))?;
-    }
-    inside(root, &["apt-get", "update", "-qq"])?;
-    fs::write(root.join(COMPLETE), "")?;
-    Ok(())
-}
-
-/// Runs a command inside `root` in a mount namespace of its own: some installation scripts need /proc and /dev, and no
-/// mount may be left behind.
-fn inside(root: &Path, command: &[&str]) -> Result<String> {
-    const SCRIPT: &str =
-        r#"root=$1; shift; mount -t proc proc "$root/proc"; mount --rbind /dev "$root/dev"; exec chroot "$root" "$@""#;
-    let mut unshare = program("unshare", ["-m", "--propagation", "private", "sh", "-ec", SCRIPT, "sh"]);
-    unshare.arg(root).args(command).env("DEBIAN_FRONTEND", "noninteractive").env("LC_ALL", "C.UTF-8");
-    unshare.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
-    run_quietly(&mut unshare)
-}
-
-/// The Debian mirror this machine is configured with.
-fn mirror() -> Result<String> {
-    if let Ok(mirror) = std::env::var("PGVAULT_DEBIAN_MIRROR") {
-        return Ok(mirror);
-    }
-    let is_debian = fs::read_to_string("/etc/os-release").is_ok_and(|text| text.lines().any(|line| line == "ID=debian"));
-    if is_debian {
-        let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
-        let found = mirror_in_deb822(&read("/etc/apt/sources.list.d/debian.sources"))
-            .or_else(|| mirror_in_list(&read("/etc/apt/sources.list")));
-        if let Some(mirror) = found {
-            return Ok(mirror);
-        }
-    }
-    bail!("no Debian mirror is configured on this machine; set PGVAULT_DEBIAN_MIRROR to one")
-}
-
-fn mirror_in_deb822(text: &str) -> Option<String> {
-    text.lines().find_map(|line| line.strip_prefix("URIs:")?.split_whitespace().next().map(str::to_owned))
-}
-
-fn mirror_in_list(text: &str) -> Option<String> {
-    text.lines().find_map(|line| {
-        let rest = line.trim().strip_prefix("deb ")?.trim_start();
-        let rest = if rest.starts_with('[') { rest.split_once(']')?.1 } else { rest };
-        rest.split_whitespace().next().map(str::to_owned)
-    })
 }
 
 fn provision_16() -> Result<()> {
@@ -290,20 +188,4 @@ pub(crate) fn smoke_test(version: u32, folder: &Path) -> Result<String> {
     let output = result?;
     let line = output.lines().find(|line| line.starts_with("PostgreSQL ")).context("the server did not tell its version")?;
     Ok(line.split(" on ").next().unwrap_or(line).to_owned())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_mirror_is_read_from_both_formats() {
-        let deb822 =
-            "# comment\nTypes: deb\nURIs: http://mirror.example/debian\nSuites: bookworm\n\nURIs: http://other.example/x\n";
-        assert_eq!(mirror_in_deb822(deb822).as_deref(), Some("http://mirror.example/debian"));
-        let list = "# deb http://no.example x main\ndeb-src http://no.example x main\ndeb [arch=amd64 trusted=yes] http://mirror.example/debian bookworm main\n";
-        assert_eq!(mirror_in_list(list).as_deref(), Some("http://mirror.example/debian"));
-        assert_eq!(mirror_in_list("deb http://plain.example/debian bookworm main").as_deref(), Some("http://plain.example/debian"));
-        assert_eq!(mirror_in_list(""), None);
-    }
 }

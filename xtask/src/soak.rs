@@ -6,7 +6,7 @@ use std::os::unix::process::CommandExt;
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::run::{cargo, program, run, workspace};
+use crate::run::{cargo, program, run, target};
 use crate::{packages, postgres};
 
 #[derive(Args)]
@@ -37,8 +37,7 @@ impl Soak {
         println!("building pgvault ({profile})");
         run(cargo().args(["build", "--quiet", "--profile", profile, "-p", "pgvault-cli"]))?;
         run(cargo().args(["build", "--quiet", "-p", "pgvault-soak"]))?;
-        let target =
-            std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |folder| workspace().join(folder));
+        let target = target();
         let built = if self.dev { "debug/pgvault" } else { "release/pgvault" };
         let mut soak = program(target.join("debug/pgvault-soak"), ["--program"]);
         soak.arg(target.join(built)).args(["--minutes", &self.minutes.to_string(), "--pg", &self.pg.to_string()]);

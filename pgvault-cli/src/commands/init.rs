@@ -14,6 +14,10 @@ use crate::context::{Context, system_id_of};
 use crate::exit::Status;
 use crate::output::Printer;
 
+/// What can be done about a store that overwrites.
+const SINGLE_WRITER: &str = "use a store whose conditional PUT (If-None-Match: *) works, or a newer version of this one; or `pgvault init \
+     --single-writer`: then only one pgvault may write to the vault at any time, or each destroys the other's work unnoticed";
+
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result<Status> {
     let context = Context::load(cli)?;
     let (name, config) = context.cluster(&args.cluster)?;
@@ -25,7 +29,14 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result
     // Keys are read before anything is created.
     let wraps = wraps(&context)?;
     let unlock = context.config.vault.unlock()?;
-    let (vault, vault_created) = Vault::create(context.store()?, Env::default()).await?;
+    let (vault, vault_created) = if args.single_writer {
+        Vault::create_for_single_writer(context.store()?, Env::default()).await?
+    } else {
+        Vault::create(context.store()?, Env::default()).await.map_err(|error| match error.code() {
+            "store.overwrites" => error.with_hint(SINGLE_WRITER),
+            _ => error,
+        })?
+    };
     let cluster_created = vault.create_cluster(&cluster, &wraps).await?;
     let opened = vault.unlock(&cluster, &unlock).await?;
     let recorded = keyring::record_creation(&opened).await?;

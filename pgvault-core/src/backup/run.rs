@@ -10,6 +10,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use ulid::Ulid;
 
+use super::keep;
 use super::local;
 use super::pipeline::{Output, Pipeline};
 use super::remote;
@@ -142,6 +143,7 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
         version: env!("CARGO_PKG_VERSION").into(),
     };
     let object = Snapshot { manifest: &manifest, tables: &tables }.seal(cluster)?;
+    keep::ensure(cluster, &manifest, stored().map(|pack| Ulid::from_bytes(pack.id))).await?;
     session.ensure_live(cluster).await?;
     cluster.put_once(&object).await?;
     if let Err(error) = audit::record(cluster, Event::BackupCommitted { backup_id: id }).await {

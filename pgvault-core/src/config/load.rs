@@ -76,7 +76,12 @@ pub fn load_text(text: &str, environment: impl Iterator<Item = (String, String)>
         match others.remove(&error.path().to_string()) {
             Some((keys, value)) => drop(insert(&mut table, &keys, value)),
             // Neither is the value of a secret repeated.
-            None if error.path().to_string().contains("passphrase") => return Err(usage(format!("{}: is not text", error.path()))),
+            None if ["passphrase", "secret", "access_key", "sas", "token"]
+                .iter()
+                .any(|word| error.path().to_string().contains(word)) =>
+            {
+                return Err(usage(format!("{}: is not text", error.path())));
+            }
             None => return Err(usage(format!("{}: {}", error.path(), error.inner().message()))),
         }
     }
@@ -130,6 +135,10 @@ pub(super) fn kms_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<
 /// Bytes, as a number or with a unit such as `4GiB`.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     bytesize::ByteSize::deserialize(deserializer).map(|size| size.as_u64())
+}
+
+pub(super) fn optional_size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    size(deserializer).map(Some)
 }
 
 fn parse_duration(text: &str) -> Result<Duration, String> {

@@ -38,9 +38,27 @@ impl Purpose {
     }
 }
 
-/// The names of the lists, as a new vault has them. No features exist yet.
+/// The store overwrites, so that only one program at a time may write. Who writes must know it, to look at a name first.
+pub const SINGLE_WRITER: &str = "single-writer";
+
+/// What this version knows.
+const KNOWN: [&str; 1] = [SINGLE_WRITER];
+
+/// The names of the lists, as a new vault has them.
 pub(super) fn none() -> BTreeMap<String, Vec<String>> {
     [Purpose::Read, Purpose::Write, Purpose::CollectGarbage].map(|purpose| (purpose.list().to_owned(), Vec::new())).into()
+}
+
+/// The lists of a vault that only one program at a time writes to.
+pub(super) fn single_writer() -> BTreeMap<String, Vec<String>> {
+    let mut features = none();
+    features.entry(Purpose::Write.list().to_owned()).or_default().push(SINGLE_WRITER.to_owned());
+    features
+}
+
+/// True when the vault is one of these.
+pub(super) fn is_single_writer(features: &BTreeMap<String, Vec<String>>) -> bool {
+    features.get(Purpose::Write.list()).is_some_and(|names| names.iter().any(|name| name == SINGLE_WRITER))
 }
 
 /// Makes sure that this version knows every feature that stands in the way of `purpose`.
@@ -58,7 +76,10 @@ pub(super) fn ensure(features: &BTreeMap<String, Vec<String>>, purpose: Purpose)
         .filter(|known| !concerned.contains(known))
         .map(Purpose::list)
         .collect::<Vec<_>>();
-    let unknown = features.iter().filter(|(list, _)| !harmless.contains(&list.as_str())).find_map(|(_, names)| names.first());
+    let unknown = features
+        .iter()
+        .filter(|(list, _)| !harmless.contains(&list.as_str()))
+        .find_map(|(_, names)| names.iter().find(|name| !KNOWN.contains(&name.as_str())));
     unknown.map_or(Ok(()), |name| Err(refused(name, purpose)))
 }
 
@@ -86,6 +107,7 @@ mod tests {
                 let judged = ensure(&features, purpose);
                 assert_eq!(judged.is_err(), forbidden.contains(&purpose), "{list}, {purpose:?}: {judged:?}");
                 assert!(ensure(&none(), purpose).is_ok());
+                assert!(ensure(&single_writer(), purpose).is_ok());
                 if let Err(error) = judged {
                     assert_eq!((error.kind(), error.code()), (ErrorKind::Unsupported, "vault.feature"));
                     assert!(error.to_string().contains("`x`"), "{error}");

@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use crate::postgres::{SystemId, TimelineId};
+use crate::store::Class;
 use crate::{Error, ErrorKind, Result};
 
 /// The vault's own document.
@@ -82,6 +83,20 @@ pub fn is_clear(relative: &str) -> bool {
     relative == CLUSTER_DOCUMENT || relative.starts_with(dir::KEYS) || relative.starts_with(dir::EPOCHS)
 }
 
+/// What an object is for, by its full name.
+pub fn class_of(name: &str) -> Class {
+    let Some((_, relative)) = name.strip_prefix(CLUSTERS).and_then(|rest| rest.split_once('/')) else {
+        return if name == VAULT_DOCUMENT { Class::Meta } else { Class::Transient };
+    };
+    match relative.split_inclusive('/').next() {
+        Some(dir::PACK) => Class::Data,
+        Some(dir::WAL) => Class::Wal,
+        // A session's end is its deadline. Who deletes one early gains nothing before garbage is collected, days later.
+        Some(dir::SESSION) => Class::Transient,
+        _ => Class::Meta,
+    }
+}
+
 /// The cluster's own document: the commit point of its creation.
 pub fn cluster_document(cluster: &ClusterName) -> String {
     format!("{}{CLUSTER_DOCUMENT}", cluster.prefix())
@@ -153,6 +168,21 @@ mod tests {
         for name in ["", "a/b", "..", ".x", "é", "a b", "a%", &"x".repeat(65)] {
             assert!(ClusterName::new(name, SystemId(7)).is_err(), "{name}");
         }
+    }
+
+    /// What history depends on is locked where locks are asked for, and nothing else.
+    #[test]
+    fn every_kind_of_object_has_a_class() {
+        let cluster = ClusterName::new("a.b", SystemId(7)).unwrap();
+        let class = |relative: String| class_of(&format!("{}{relative}", cluster.prefix()));
+        assert_eq!(class(pack(Ulid(1))), Class::Data);
+        assert_eq!(class(format!("{}x.wal", wal_timeline(TimelineId(1)))), Class::Wal);
+        assert_eq!(class(snapshot(Ulid(1))), Class::Meta);
+        assert_eq!(class(audit(Ulid(1))), Class::Meta);
+        assert_eq!(class(CLUSTER_DOCUMENT.into()), Class::Meta);
+        assert_eq!((class_of(&key_slot(&cluster, Ulid(1))), class_of(&epoch(&cluster, Ulid(1)))), (Class::Meta, Class::Meta));
+        assert_eq!(class(session(Ulid(1))), Class::Transient);
+        assert_eq!((class_of(VAULT_DOCUMENT), class_of("probe/x")), (Class::Meta, Class::Transient));
     }
 
     #[test]

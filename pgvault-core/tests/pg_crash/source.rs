@@ -86,7 +86,7 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 
 /// Patient enough for a busy machine, quick where a fault is certain.
 pub(crate) fn options(request_timeout: Duration) -> StoreOptions {
-    StoreOptions { attempts: 2, request_timeout, backoff: Duration::from_millis(1) }
+    StoreOptions { attempts: 2, request_timeout, backoff: Duration::from_millis(1), ..StoreOptions::default() }
 }
 
 pub(crate) fn store(inner: Arc<dyn object_store::ObjectStore>) -> Store {

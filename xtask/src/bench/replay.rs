@@ -13,14 +13,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use pgvault_provision::registry::S3S_FS;
 
 use super::cluster::Account;
 use super::report::median;
-use super::{delay, machine, settle, target_folder};
-use crate::run::{cargo, program, run, run_quietly};
+use super::{delay, machine, settle};
+use crate::run::{cargo, program, run, run_quietly, target};
 
-/// The S3 server: the newest that Rust 1.95 builds.
-const S3S: (&str, &str) = ("s3s-fs", "0.14.1");
 const BUCKET: &str = "bench";
 const KEY: &str = "pgvault-bench";
 const SECRET: &str = "pgvault-bench-secret";
@@ -70,7 +69,7 @@ impl Replay {
         let bin = crate::postgres::ensure(15)?;
         println!("building pgvault with the release profile");
         run(cargo().args(["build", "--release", "--quiet", "--package", "pgvault-cli"]))?;
-        let server = s3_server()?;
+        let server = S3S_FS.built()?;
         super::ensure_space(&self.folder, (self.segments as u64 * 3) << 24)?;
         if let Some(child) = fs::read_dir(&self.folder)?.flatten().next() {
             bail!("{} is not empty ({}); give another --folder, or empty it", self.folder.display(), child.path().display());
@@ -82,19 +81,6 @@ impl Replay {
         fs::remove_dir_all(&self.folder).with_context(|| format!("remove {}", self.folder.display()))?;
         done
     }
-}
-
-/// Builds the S3 server once, beside everything else that is built here.
-fn s3_server() -> Result<PathBuf> {
-    let tools = target_folder().join("tools");
-    let server = tools.join("bin").join(S3S.0);
-    if !server.is_file() {
-        println!("building {} {}, once", S3S.0, S3S.1);
-        let mut install = cargo();
-        install.args(["install", S3S.0, "--version", S3S.1, "--locked", "--quiet", "--features", "binary", "--root"]).arg(&tools);
-        run(install.env("CARGO_TARGET_DIR", tools.join("build")))?;
-    }
-    Ok(server)
 }
 
 /// Ends with its owner.
@@ -109,7 +95,7 @@ impl Drop for Server {
 
 impl Bench<'_> {
     fn run(&self, s3: &Path) -> Result<()> {
-        let _ = fs::copy(target_folder().join("release/pgvault"), self.root.join("pgvault")).context("copy pgvault")?;
+        let _ = fs::copy(target().join("release/pgvault"), self.root.join("pgvault")).context("copy pgvault")?;
         let system_id = self.generate()?;
         let (_server, address) = self.start_s3(s3)?;
         let slow = delay::start(address, Duration::from_millis(self.options.latency_ms))?;

@@ -15,9 +15,9 @@ use clap::Args;
 
 use super::cluster::{Account, Cluster};
 use super::report::median;
-use super::{machine, target_folder, tools};
+use super::{machine, tools};
 use crate::packages::ensure_programs;
-use crate::run::{cargo, program, run, run_quietly};
+use crate::run::{cargo, program, run, run_quietly, target};
 
 #[derive(Args)]
 pub(crate) struct WalBench {
@@ -62,7 +62,7 @@ impl WalBench {
         }
         println!("building pgvault with the release profile");
         run(cargo().args(["build", "--release", "--quiet", "--package", "pgvault-cli"]))?;
-        let mut builds = vec![("pgvault".to_owned(), target_folder().join("release/pgvault"))];
+        let mut builds = vec![("pgvault".to_owned(), target().join("release/pgvault"))];
         for also in &self.also {
             let (name, file) = also.split_once('=').context("--also takes NAME=FILE")?;
             builds.push((name.to_owned(), PathBuf::from(file)));

@@ -10,7 +10,7 @@ use pgvault_core::crypto::slot::Wrap;
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{ConnInfo, ControlFile};
 use pgvault_core::restore::RestoreCommand;
-use pgvault_core::store::{Store, StoreOptions};
+use pgvault_core::store::{Settings, Store};
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::vault::{Cluster, Vault};
 use pgvault_core::{Error, ErrorKind, Result};
@@ -101,7 +101,7 @@ impl Workspace {
         let bytes = fs::read(&control).map_err(|e| Error::io("read", &control, e))?;
         let control = ControlFile::parse(&bytes).map_err(|e| Error::new(ErrorKind::Source, "source.control", e.to_string()))?;
         let name = ClusterName::new(CLUSTER, control.system_identifier)?;
-        let (vault, _) = Vault::create(Store::open(&config.vault.url, StoreOptions::default())?, Env::default()).await?;
+        let (vault, _) = Vault::create(Store::open(&config.vault.url, Settings::default())?, Env::default()).await?;
         let key = config.vault.passphrase_source().map(|source| source.read()).transpose()?;
         let _ = vault.create_cluster(&name, &key.map(Wrap::Passphrase).into_iter().collect::<Vec<_>>()).await?;
         vault.unlock(&name, &config.vault.unlock()?).await

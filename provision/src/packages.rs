@@ -11,7 +11,7 @@ use crate::run::{program, run, run_quietly, succeeds, which};
 /// Installs `packages` with apt-get, or says what is needed.
 ///
 /// Call it only when something is known to be missing: an installed package is not looked for here.
-pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
+pub fn install(packages: &[&str], why: &str) -> Result<()> {
     let list = packages.join(" ");
     let Some(mut update) = apt_get(&["update", "-qq"]) else {
         bail!(
@@ -34,14 +34,14 @@ pub(crate) fn install(packages: &[&str], why: &str) -> Result<()> {
 }
 
 /// Makes sure that every program in `(program, package)` can be started.
-pub(crate) fn ensure_programs(wanted: &[(&str, &str)], why: &str) -> Result<()> {
+pub fn ensure_programs(wanted: &[(&str, &str)], why: &str) -> Result<()> {
     let mut missing: Vec<&str> = wanted.iter().filter(|(name, _)| which(name).is_none()).map(|(_, package)| *package).collect();
     missing.dedup();
     if missing.is_empty() { Ok(()) } else { install(&missing, why) }
 }
 
 /// True when apt has a candidate of this package, after reading the lists once if there are none.
-pub(crate) fn is_available(package: &str) -> bool {
+pub fn is_available(package: &str) -> bool {
     if is_known(package) {
         return true;
     }
@@ -56,7 +56,7 @@ pub(crate) fn is_available(package: &str) -> bool {
 }
 
 /// True when this process is root.
-pub(crate) fn is_root() -> bool {
+pub fn is_root() -> bool {
     run_quietly(&mut program("id", ["-u"])).is_ok_and(|id| id.trim() == "0")
 }
 

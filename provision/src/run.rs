@@ -8,21 +8,26 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 /// The root of the workspace. `cargo xtask` works from any folder inside it.
-pub(crate) fn workspace() -> PathBuf {
+pub fn workspace() -> PathBuf {
     // Asked for at run time: a binary that was moved with its target folder must not point at the old place.
     let manifest = std::env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     manifest.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
+/// Where cargo puts what it builds, and where everything else goes that can be made again.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| workspace().join("target"), |folder| workspace().join(folder))
+}
+
 /// The cargo that started this program, so that `cargo +nightly xtask` stays on one toolchain.
-pub(crate) fn cargo() -> Command {
+pub fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(workspace());
     command
 }
 
 /// A program with its arguments.
-pub(crate) fn program<I, S>(name: impl AsRef<OsStr>, arguments: I) -> Command
+pub fn program<I, S>(name: impl AsRef<OsStr>, arguments: I) -> Command
 where
     I: IntoIterator<Item = S>,
     S: AsRef<OsStr>,
@@ -33,7 +38,7 @@ where
 }
 
 /// Runs with the terminal of this program; any other status than 0 is an error.
-pub(crate) fn run(command: &mut Command) -> Result<()> {
+pub fn run(command: &mut Command) -> Result<()> {
     let line = line(command);
     let status = command.status().with_context(|| format!("start `{line}`"))?;
     if !status.success() {
@@ -43,7 +48,7 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs without showing the output; it is part of the error when the program fails.
-pub(crate) fn run_quietly(command: &mut Command) -> Result<String> {
+pub fn run_quietly(command: &mut Command) -> Result<String> {
     let line = line(command);
     let output = command.stdin(Stdio::null()).output().with_context(|| format!("start `{line}`"))?;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -54,12 +59,12 @@ pub(crate) fn run_quietly(command: &mut Command) -> Result<String> {
 }
 
 /// True when the program exists and ends with status 0.
-pub(crate) fn succeeds(command: &mut Command) -> bool {
+pub fn succeeds(command: &mut Command) -> bool {
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|status| status.success())
 }
 
 /// Where `name` is found in the search path.
-pub(crate) fn which(name: &str) -> Option<PathBuf> {
+pub fn which(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     // Debian keeps debootstrap and chroot in sbin, which is not in everybody's path.
     std::env::split_paths(&path)

@@ -1,0 +1,50 @@
+//! A gate in front of a server lets requests through unchanged, and keeps out what it is told to.
+
+// The helpers outside of test functions panic like these.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::time::Duration;
+
+use pgvault_teststores::gate::Pass;
+use pgvault_teststores::{Client, Gate, Kind, Server};
+
+#[test]
+fn a_gate_lets_pass_refuses_closes_and_keeps_silent() {
+    // The one that checks signatures, which name the host that the client has spoken to.
+    let server = Server::shared(Kind::S3sFs).unwrap();
+    let place = server.place().unwrap();
+    let gate = Gate::open(place.endpoint().unwrap()).unwrap();
+    let gated = place.through(&gate).unwrap();
+    assert_ne!(gated.endpoint(), place.endpoint());
+    let large = vec![7; 20 << 20];
+    gated.replace("wal/large", large.clone()).unwrap();
+    assert_eq!(gated.read("wal/large").unwrap(), large);
+    assert!(gate.requests() >= 2);
+
+    let client = gated.client().unwrap();
+    let target = |name: &str| format!("/{}/{}/{name}", place.bucket(), place.prefix());
+    let put = |name: &str, bytes: Vec<u8>| client.send("PUT", &target(name), &[], bytes).unwrap().status;
+    gate.set(Pass::NoWritesOf("/wal/".to_owned()));
+    assert_eq!((put("wal/x", large.clone()), put("other", vec![1])), (503, 200));
+    assert_eq!(gated.read("wal/large").unwrap().len(), large.len());
+    gate.set(Pass::DeniedWritesOf("/wal/".to_owned()));
+    assert_eq!((put("wal/x", vec![1]), client.send("DELETE", &target("wal/large"), &[], "").unwrap().status), (403, 403));
+
+    gate.set(Pass::None);
+    assert!(client.send("GET", &target("other"), &[], "").is_err(), "nobody is there");
+    gate.set(Pass::All);
+    assert_eq!(client.send("GET", &target("other"), &[], "").unwrap().status, 200);
+
+    gate.set(Pass::Silence);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let (waiting, name) = (client.clone(), target("other"));
+    let waiter = std::thread::spawn(move || sender.send(waiting.send("GET", &name, &[], "").unwrap().status).unwrap());
+    assert!(receiver.recv_timeout(Duration::from_millis(300)).is_err(), "an answer all the same");
+    gate.set(Pass::All);
+    assert_eq!(receiver.recv_timeout(Duration::from_secs(10)).unwrap(), 200, "and then it passes");
+    waiter.join().unwrap();
+
+    let address = gated.endpoint().unwrap().to_owned();
+    drop(gate);
+    assert!(Client::anonymous(&address).unwrap().send("GET", "/", &[], "").is_err());
+}
