@@ -26,6 +26,9 @@ mod gcp;
 #[cfg(any(feature = "kms-aws", feature = "kms-azure", feature = "kms-gcp", feature = "kms-transit"))]
 mod http;
 mod name;
+// The tests of this crate have every client.
+#[cfg(all(test, feature = "kms"))]
+mod tests;
 #[cfg(feature = "kms-transit")]
 mod transit;
 

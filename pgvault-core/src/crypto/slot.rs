@@ -271,7 +271,7 @@ impl SlotDocument {
         }
     }
 
-    fn checksum(&self, identity: &Identity, master: &MasterKey) -> Result<[u8; 32]> {
+    pub(crate) fn checksum(&self, identity: &Identity, master: &MasterKey) -> Result<[u8; 32]> {
         let unchecked = Self { check: String::new(), ..self.clone() };
         let key = master.derive(&[], "pgvault/v1/slot-check", identity);
         Ok(*blake3::keyed_hash(&key, &document::encode(&unchecked)?).as_bytes())

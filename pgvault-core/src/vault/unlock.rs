@@ -138,3 +138,49 @@ impl Vault {
         Ok(Cluster { vault: self.clone(), name: cluster.clone(), keys: Arc::new(keys) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use base64::Engine as _;
+
+    use super::*;
+    use crate::crypto::slot::{Method, Wrap};
+    use crate::env::Env;
+    use crate::inspect::{CheckOptions, check};
+    use crate::postgres::SystemId;
+    use crate::progress::Silent;
+    use crate::store::Store;
+    use crate::vault::keyring;
+
+    /// What a later version adds is no damage: it is listed, checked and revoked, and opens nothing.
+    #[tokio::test]
+    async fn a_slot_of_a_later_kind_is_left_alone() {
+        let store = Store::in_memory();
+        let (vault, _) = Vault::create(store.clone(), Env::default()).await.unwrap();
+        let name = ClusterName::new("main", SystemId(7)).unwrap();
+        let unlock = Unlock::Passphrase("correct horse".into());
+        let _ = vault.create_cluster(&name, &[Wrap::Passphrase("correct horse".into())]).await.unwrap();
+        let cluster = vault.unlock(&name, &unlock).await.unwrap();
+        let slot = vault.slots(&name).await.unwrap().remove(0);
+        let method = r#"{ "type": "tpm", "pcrs": [7, 1], "wrapped": { "b": "", "a": 1 } }"#;
+        let method = Method::Other(serde_json::from_str(method).unwrap());
+        // As the later version makes it. It sorts first.
+        let mut later = SlotDocument { key_id: ulid::Ulid(1), method, ..slot };
+        let sum = later.checksum(cluster.keys().identity(), cluster.keys().master()).unwrap();
+        later.check = base64::engine::general_purpose::STANDARD.encode(sum);
+        store.put_once(&layout::key_slot(&name, later.key_id), document::encode(&later).unwrap().into()).await.unwrap();
+
+        let listed = vault.slots(&name).await.unwrap();
+        assert!(listed[0].describe().contains("\"tpm\""), "{}", listed[0].describe());
+        assert!(vault.unlock(&name, &unlock).await.is_ok());
+        let report = check(&cluster, &CheckOptions { sizes_only: false, progress: Arc::new(Silent) }).await.unwrap();
+        assert!(report.findings.iter().all(|finding| !finding.problem.contains("not made by a holder")), "{report:?}");
+        assert!(!report.has_errors(), "{report:?}");
+        keyring::revoke(&cluster, later.key_id).await.unwrap();
+        assert_eq!(vault.slots(&name).await.unwrap().len(), 1);
+        // A known kind with a field that it does not have is damage, as ever.
+        let known = serde_json::json!({ "type": "x25519", "recipient": "", "wrapped": "", "more": 1 });
+        assert!(serde_json::from_value::<Method>(known).is_err());
+        assert!(serde_json::from_value::<Method>(serde_json::json!({ "wrapped": "" })).is_err());
+    }
+}

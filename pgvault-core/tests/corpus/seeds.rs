@@ -34,6 +34,7 @@ pub fn all() -> Vec<Seed> {
     objects(&mut seeds);
     tables(&mut seeds);
     documents(&mut seeds);
+    names(&mut seeds);
     wal(&mut seeds);
     wal_rows(&mut seeds);
     texts(&mut seeds);
@@ -155,6 +156,19 @@ fn documents(seeds: &mut Vec<Seed>) {
         ("other", document::encode(&other).unwrap()),
     ] {
         seeds.push(("document", name.into(), bytes));
+    }
+}
+
+fn names(seeds: &mut Vec<Seed>) {
+    for (name, text) in [
+        ("aws_arn", "aws-kms:arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
+        ("aws_alias", "aws-kms:alias/team/backups"),
+        ("azure", "azure-kv:https://backups.vault.azure.net/keys/pgvault/78deebed173b48e48f55abf87ed4cf71"),
+        ("gcp", "gcp-kms:projects/example.com:p/locations/global/keyRings/r_1/cryptoKeys/k"),
+        ("transit", "vault-transit:https://[::1]:8200/team/transit/pgvault"),
+        ("transit_short", "vault-transit:transit/pgvault"),
+    ] {
+        seeds.push(("kms_name", name.into(), text.as_bytes().to_vec()));
     }
 }
 

@@ -172,7 +172,7 @@ impl Kms for AwsKms {
 
 /// Errors are `{"__type": "...#NotFoundException", "message": "..."}`; most have status 400, throttling included
 /// (<https://docs.aws.amazon.com/kms/latest/APIReference/CommonErrors.html>).
-fn judge(status: StatusCode, body: &[u8]) -> Problem {
+pub(super) fn judge(status: StatusCode, body: &[u8]) -> Problem {
     #[derive(Deserialize, Default)]
     struct Said {
         #[serde(rename = "__type", default)]

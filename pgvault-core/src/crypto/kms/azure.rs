@@ -7,7 +7,7 @@
 //!
 //! Tokens: [`token`].
 
-mod token;
+pub(super) mod token;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
@@ -124,7 +124,7 @@ impl Kms for AzureKeyVault {
 }
 
 /// `{"error": {"code": "Forbidden", "message": "...", "innererror": {"code": "KeyDisabled"}}}`.
-fn judge(status: StatusCode, body: &[u8]) -> Problem {
+pub(super) fn judge(status: StatusCode, body: &[u8]) -> Problem {
     #[derive(Deserialize, Default)]
     struct Outer {
         #[serde(default)]

@@ -168,7 +168,7 @@ impl Kms for GcpKms {
 }
 
 /// `{"error": {"code": 404, "message": "...", "status": "NOT_FOUND", "details": [...]}}`.
-fn judge(status: StatusCode, body: &[u8]) -> Problem {
+pub(super) fn judge(status: StatusCode, body: &[u8]) -> Problem {
     #[derive(Deserialize, Default)]
     struct Outer {
         #[serde(default)]

@@ -233,7 +233,7 @@ impl Kms for VaultTransit {
 }
 
 /// `{"errors": ["..."]}`: words, and no codes. Those below were read off `OpenBao` 2.7 and Vault's sources.
-fn judge(status: StatusCode, body: &[u8]) -> Problem {
+pub(super) fn judge(status: StatusCode, body: &[u8]) -> Problem {
     #[derive(Deserialize, Default)]
     struct Said {
         #[serde(default)]

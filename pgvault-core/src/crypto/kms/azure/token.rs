@@ -172,7 +172,7 @@ struct Token {
 }
 
 /// `{"error": "invalid_client", "error_description": "AADSTS7000215: ..."}`.
-fn judge(status: StatusCode, body: &[u8]) -> Problem {
+pub(in crate::crypto::kms) fn judge(status: StatusCode, body: &[u8]) -> Problem {
     #[derive(Deserialize, Default)]
     struct Said {
         #[serde(default)]
