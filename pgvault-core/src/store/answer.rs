@@ -33,6 +33,8 @@ pub(super) enum Verdict {
     Denied,
     /// Retention or a hold protects the object.
     Immutable,
+    /// There is no such object.
+    Missing,
     /// There is no such bucket, container or account.
     NoBucket,
     /// The object lies in an archive tier and has to be brought back first.
@@ -63,6 +65,7 @@ impl Answer {
             "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted" | "ResourceNotFound" | "InvalidBucketName" => {
                 return Verdict::NoBucket;
             }
+            "NoSuchKey" | "NoSuchVersion" | "BlobNotFound" => return Verdict::Missing,
             "InvalidObjectState" | "BlobArchived" | "BlobBeingRehydrated" => return Verdict::Archived,
             // With 400 as well, although it is about the credentials.
             "InvalidToken" => return Verdict::Denied,

@@ -81,13 +81,21 @@ pub struct ProbeReport {
     pub checks: Vec<Check>,
     /// True when the credentials may delete; `None` when that was not found out.
     pub may_delete: Option<bool>,
+    /// True when the store keeps versions and accepts several of one name at the same moment; the first one counts then.
+    pub several_versions: bool,
     /// How long all of it took, in milliseconds.
     pub milliseconds: u64,
 }
 
 impl ProbeReport {
     pub(crate) fn new(store: &Store) -> Self {
-        Self { location: store.location().to_owned(), checks: Vec::new(), may_delete: None, milliseconds: 0 }
+        Self {
+            location: store.location().to_owned(),
+            checks: Vec::new(),
+            may_delete: None,
+            several_versions: false,
+            milliseconds: 0,
+        }
     }
 
     /// A check, if it ran.
@@ -103,6 +111,11 @@ impl ProbeReport {
     /// What failed.
     pub fn failures(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.outcome == Outcome::Failed)
+    }
+
+    /// True when writers must look which version of a name was the first.
+    pub fn first_version_counts(&self) -> bool {
+        self.several_versions
     }
 
     /// True when two writers of one name would destroy each other's work here.
@@ -191,6 +204,11 @@ pub(crate) const RACE: Question = Question {
     fix: "the store checks and writes in two steps: use one whose conditional PUT is atomic, or make sure that there is only one \
           writer, ever",
 };
+const VERSIONS_RACE: Question = Question {
+    fix: "nothing to do: pgvault looks at the versions after each PUT that others may make too, which is one request more; a bucket \
+          without versions does not need it, where the store has no locks to offer anyway",
+    ..RACE
+};
 pub(crate) const RANGES: Question = Question {
     name: "ranges",
     code: "store.ranges",
@@ -249,10 +267,12 @@ pub async fn probe(store: &Store, env: &Env) -> Result<ProbeReport> {
     let [object, listed] = ["object", "listed"].map(|name| format!("{folder}/{name}"));
     let raced: Vec<String> = (1..=RACES).map(|round| format!("{folder}/below/raced-{round}")).collect();
     let mut report = ProbeReport::new(store);
-    let made = Made { folder: &folder, object: &object, listed: &listed, raced: &raced };
+    // Beside them, because they are not always there.
+    let again: Vec<String> = (1..=RACES).map(|round| format!("{folder}-again/{round}")).collect();
+    let made = Made { folder: &folder, object: &object, listed: &listed, raced: &raced, again: &again };
     let asked = ask(store, env, &mut report, &made).await;
     // Whatever was found out: what the probe made is removed again.
-    let (deletion, may_delete) = deletion(store, &made.names()).await;
+    let (deletion, may_delete) = deletion(store, &made.all()).await;
     asked.map_err(|error| error.context(format_args!("probe the store at {}", store.location())))?;
     report.may_delete = may_delete;
     DELETION.note(&mut report, deletion)?;
@@ -266,10 +286,16 @@ struct Made<'a> {
     object: &'a str,
     listed: &'a str,
     raced: &'a [String],
+    /// Raced for once more, where the versions have to tell who was first.
+    again: &'a [String],
 }
 
 impl<'a> Made<'a> {
-    /// In the order of listings.
+    fn all(&self) -> Vec<&'a str> {
+        self.names().into_iter().chain(self.again.iter().map(String::as_str)).collect()
+    }
+
+    /// Those in the folder, in the order of listings.
     fn names(&self) -> Vec<&'a str> {
         self.raced.iter().map(String::as_str).chain([self.listed, self.object]).collect()
     }
@@ -284,7 +310,23 @@ async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, made: &Made<'_>
         Err(Miss::Error(error)) => return Err(error),
         seen => CREATE_ONLY.note(report, seen)?,
     }
-    RACE.note(report, race(store, made.raced, RACERS).await)?;
+    // What overwrites has changed the bytes that the next questions are about.
+    if report.overwrites() {
+        return Ok(());
+    }
+    let mut seen = race(store, made.raced, RACERS).await;
+    if let Err(Miss::Wrong(why)) = &seen
+        && keeps_versions(store, made.raced).await
+    {
+        // Nothing is lost there. What is left to find out is whether the versions tell who was first.
+        let settled = race(&store.clone().settling_by_versions(), made.again, RACERS).await;
+        report.several_versions = settled.is_ok();
+        if report.several_versions {
+            seen = Err(Miss::Warn(format!("{why}; all versions are kept, and the first one counts")));
+        }
+    }
+    let question = if report.several_versions { VERSIONS_RACE } else { RACE };
+    question.note(report, seen)?;
     RANGES.note(report, ranges(store, object, &body).await)?;
     LISTING.note(report, listing(store, made).await)?;
     CLOCK.note(report, clock(store, env, object).await)
@@ -374,6 +416,16 @@ pub(crate) async fn race(store: &Store, names: &[String], racers: usize) -> Seen
         }
     }
     Ok(format!("{} times, of {racers} writers at once one won", names.len()))
+}
+
+/// True when there is more than one version of one of these names.
+async fn keeps_versions(store: &Store, names: &[String]) -> bool {
+    for name in names {
+        if store.versions(name).await.is_ok_and(|versions| versions.len() > 1) {
+            return true;
+        }
+    }
+    false
 }
 
 /// Parts of an object are the parts that were asked for.
