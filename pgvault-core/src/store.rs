@@ -570,8 +570,13 @@ async fn whole(got: GetResult) -> object_store::Result<Bytes> {
 }
 
 fn info(meta: &object_store::ObjectMeta) -> Result<ObjectInfo> {
-    let last_modified = jiff::Timestamp::from_millisecond(meta.last_modified.timestamp_millis())
-        .map_err(|e| Error::new(ErrorKind::Storage, "store.time", format!("{}: {e}", meta.location)))?;
+    let unknown = |why: &str| Error::new(ErrorKind::Storage, "store.time", format!("{}: {why}", meta.location));
+    // What came without a time is of 1970 to the client. Limits are measured by these times.
+    if meta.last_modified.timestamp_millis() <= 0 {
+        return Err(unknown("the store does not say when it was written"));
+    }
+    let last_modified = jiff::Timestamp::from_millisecond(meta.last_modified.timestamp_millis());
+    let last_modified = last_modified.map_err(|e| unknown(&e.to_string()))?;
     Ok(ObjectInfo { name: meta.location.to_string(), size: meta.size, last_modified })
 }
 

@@ -16,7 +16,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use futures::TryStreamExt;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, RETRY_AFTER};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, LAST_MODIFIED, RETRY_AFTER};
 use http::{HeaderMap, Method, StatusCode, Uri};
 use http_body::{Body, Frame, SizeHint};
 use object_store::ClientOptions;
@@ -100,6 +100,12 @@ impl HttpService for Service {
         self.connector.note_clock(&parts.headers);
         if parts.status.is_success() {
             gate.succeeded();
+            // Every store gives an object's time; without it the object would seem to be of 1970, and older than any limit.
+            if method == Method::HEAD && !parts.headers.contains_key(LAST_MODIFIED) {
+                let message = "an answer about an object without its time: not the store's own".to_owned();
+                let answer = Answer { status: 502, code: String::new(), message, request_id: String::new() };
+                return Err(self.connector.refuse(answer, &parts.headers));
+            }
             // An object of a vault is never said to be XML; one that is may be an error that came after the 200.
             let suspicious = match method {
                 Method::HEAD => false,

@@ -10,6 +10,7 @@
 mod cluster;
 mod requests;
 mod server;
+mod world;
 
 use std::ops::Range;
 

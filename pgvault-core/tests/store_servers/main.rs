@@ -2,13 +2,19 @@
 //!
 //! - `conforming`: the conformance suite on every server, and the refusal of those that overwrite.
 //! - `answers`: those that must not be misunderstood, one by one.
+//! - `engine`: WAL, backups and restores over a proxy.
 //! - `wire`: a proxy between pgvault and a server, and each way in which a connection goes wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
 mod answers;
 mod conforming;
+mod engine;
+#[path = "../schedules/server.rs"]
+mod server;
 mod wire;
+#[path = "../schedules/world.rs"]
+mod world;
 
 use std::time::Duration;
 

@@ -38,13 +38,22 @@ pub(crate) struct Behind {
 
 impl Behind {
     pub(crate) async fn new(kind: Kind) -> Self {
+        Self::with(kind, impatient()).await
+    }
+
+    pub(crate) async fn with(kind: Kind, options: StoreOptions) -> Self {
         let server = Server::shared(kind).unwrap();
         let place = server.place().unwrap();
         let proxy = Proxy::start(address(&server.info().endpoint)).await.unwrap();
         let endpoint = server.info().endpoint.replace(&authority(&server.info().endpoint), &proxy.address().to_string());
-        let through = Settings { options: impatient(), ..settings(&server, Some(&endpoint)) };
+        let through = Settings { options, ..settings(&server, Some(&endpoint)) };
         let through = Store::open(&place.url(), through).unwrap();
         Self { direct: crate::open(&server, &place), through, proxy, place }
+    }
+
+    /// Removes what it holds.
+    pub(crate) fn clear(&self) {
+        self.place.clear().unwrap();
     }
 
     /// A place of its own and a client of its own, so that nothing is left over from another case.
@@ -240,7 +249,7 @@ async fn once_and_always(kind: Kind, ask: Ask, fault: Wire) {
     if let Some(stored) = behind.direct.get_if_exists("a/new").await.unwrap() {
         assert_eq!(stored, body(), "{why}: half an object");
     }
-    behind.place.clear().unwrap();
+    behind.clear();
 }
 
 /// T1, T7, T24, H19: each fault, for each kind of request, once and again and again.
