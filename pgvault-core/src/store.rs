@@ -16,6 +16,7 @@ mod failure;
 mod gate;
 mod http;
 mod keep;
+mod read;
 
 use std::fmt;
 use std::future::Future;
@@ -32,6 +33,7 @@ use object_store::{Attribute, GetOptions, GetResult, ObjectStore, ObjectStoreExt
 use tokio::time::Instant;
 
 pub use gate::{Limits, Requests};
+pub(crate) use read::Reading;
 pub use settings::{Class, Settings, StoreOptions};
 
 use crate::{Error, ErrorKind, Result};
