@@ -67,6 +67,8 @@ impl Answer {
             }
             "NoSuchKey" | "NoSuchVersion" | "BlobNotFound" | "notFound" => return Verdict::Missing,
             "InvalidObjectState" | "BlobArchived" | "BlobBeingRehydrated" => return Verdict::Archived,
+            // With 400 as well, although it is about the credentials.
+            "InvalidToken" => return Verdict::Denied,
             "NotImplemented" | "UnsupportedHeader" => return Verdict::Unsupported,
             code if code.starts_with("BlobImmutable") || code == "ObjectUnderActiveHold" || code == "ObjectLocked" => {
                 return Verdict::Immutable;

@@ -1,10 +1,12 @@
 //! Stores of real servers: whether they conform, and what pgvault makes of what only a wire does.
 //!
 //! - `conforming`: the conformance suite on every server, and the refusal of those that overwrite.
+//! - `answers`: those that must not be misunderstood, one by one.
 //! - `wire`: a proxy between pgvault and a server, and each way in which a connection goes wrong.
 
 #![expect(clippy::unwrap_used, reason = "a test")]
 
+mod answers;
 mod conforming;
 mod wire;
 
