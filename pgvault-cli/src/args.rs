@@ -306,7 +306,7 @@ pub(crate) struct ScrubArgs {
 pub(crate) enum KeyCommand {
     /// Show the keys that open a cluster; needs none
     List(ClusterArgs),
-    /// Add a passphrase or an age recipient
+    /// Add a passphrase, an age recipient or a key in a key service
     Add(KeyAddArgs),
     /// Remove a key
     Revoke(KeyRevokeArgs),
@@ -317,12 +317,16 @@ pub(crate) enum KeyCommand {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct NewKey {
     /// File with the new passphrase
-    #[arg(long, value_name = "FILE", conflicts_with = "recipient", required_unless_present = "recipient")]
+    #[arg(long, value_name = "FILE", required_unless_present_any = ["recipient", "kms"], conflicts_with_all = ["recipient", "kms"])]
     pub(crate) new_passphrase_file: Option<PathBuf>,
 
     /// age recipient (age1...)
-    #[arg(long, value_name = "RECIPIENT")]
+    #[arg(long, value_name = "RECIPIENT", conflicts_with = "kms")]
     pub(crate) recipient: Option<String>,
+
+    /// Key in a key service, as in `vault.kms` (aws-kms:..., azure-kv:..., gcp-kms:..., vault-transit:...)
+    #[arg(long, value_name = "KEY")]
+    pub(crate) kms: Option<String>,
 
     /// What to call the key
     #[arg(long, default_value = "")]

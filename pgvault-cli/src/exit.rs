@@ -22,7 +22,7 @@ pub(crate) const HELP: &str = "Exit codes:
   11  locked by another process
   12  wrong key
   13  refused: the object is under retention
-  20  trouble with the object store; try again
+  20  trouble with the object store or the key service; try again
 
 `wal fetch` ends with 0 (written), 1 (proven: nothing later exists) or 255 (any trouble).";
 

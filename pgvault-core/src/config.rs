@@ -4,6 +4,7 @@
 //! (`PGVAULT_CLUSTER__MAIN__WAL__SLOT`). A value of the environment wins over the file. Secrets can be given directly, by
 //! `_FILE` or by `_COMMAND`; none is ever printed. Unknown keys are errors, so that a misspelt retention is not ignored.
 
+mod kms;
 mod load;
 mod secret;
 mod store;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use kms::{KmsOptions, VaultAuth};
 pub use load::{load, load_text};
 pub use secret::SecretSource;
 pub use store::{AzureConfig, ByClass, GcsConfig, ImmutabilityConfig, Job, JobLimits, LimitsConfig, S3Config};
@@ -50,6 +52,11 @@ pub struct VaultConfig {
     /// age recipients that `init` gives a key slot.
     #[serde(default)]
     pub recipients: Vec<String>,
+    /// A key in a key service (`aws-kms:arn:...`); opens the vault when neither an identity nor a passphrase is configured.
+    pub kms: Option<String>,
+    /// How to reach it.
+    #[serde(default)]
+    pub kms_options: KmsOptions,
     /// Lets plain HTTP through: for a store on this machine.
     #[serde(default)]
     pub allow_http: bool,

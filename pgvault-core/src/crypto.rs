@@ -1,7 +1,7 @@
 //! Keys and seals.
 //!
 //! ```text
-//! passphrase (argon2id) or X25519 identity        a key slot, one small document each
+//! passphrase (argon2id), X25519 identity or KMS   a key slot, one small document each
 //!   wraps the cluster's master key                 never leaves memory in the clear
 //!     wraps the data key of each epoch             one small document each
 //!       HKDF with the object's salt and name       one key per object, counter nonces
@@ -12,5 +12,6 @@
 pub mod aead;
 pub mod digest;
 pub mod keys;
+pub mod kms;
 pub mod sealed;
 pub mod slot;

@@ -28,13 +28,14 @@ use bytes::Bytes;
 use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
-use object_store::{Attribute, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, TagSet};
+use object_store::{Attribute, GetOptions, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, TagSet};
 use tokio::time::Instant;
 
 pub use gate::{Limits, Requests};
 pub use settings::{Class, Settings, StoreOptions};
 
 use crate::{Error, ErrorKind, Result};
+use answer::Answer;
 use failure::Failure;
 use gate::{Gate, Verb};
 use guard::Guard;
@@ -81,6 +82,8 @@ pub struct Store {
     counts_itself: bool,
     /// The store overwrites: a name is looked at before it is written.
     looks_first: bool,
+    /// The store keeps versions and may accept several of one name at the same moment: the first counts.
+    settles_by_versions: bool,
     /// Why nothing may be written.
     refusal: Option<Arc<str>>,
 }
@@ -109,6 +112,7 @@ impl Store {
             classes: |_| Class::Data,
             counts_itself: false,
             looks_first: false,
+            settles_by_versions: false,
             refusal: None,
         }
     }
@@ -170,6 +174,12 @@ impl Store {
         Self { classes, ..self }
     }
 
+    /// The same place, which is known to keep versions and to tell several writers of one name that each has created it.
+    #[must_use]
+    pub(crate) fn settling_by_versions(self) -> Self {
+        Self { settles_by_versions: true, ..self }
+    }
+
     /// The same place, which is known to overwrite: each name is looked at before it is written. Between the two another writer
     /// can come, so there must be none.
     #[must_use]
@@ -218,6 +228,11 @@ impl Store {
     /// [`ErrorKind::Storage`] when the store keeps failing: the object may or may not exist then, and the same call with
     /// the same bytes may be repeated.
     pub async fn put_new(&self, name: &str, bytes: Bytes) -> Result<Put> {
+        let put = self.create(name, bytes.clone()).await?;
+        if self.settles_by_versions { self.first_version(name, &bytes, put).await } else { Ok(put) }
+    }
+
+    async fn create(&self, name: &str, bytes: Bytes) -> Result<Put> {
         self.ensure_writable()?;
         if self.looks_first {
             match self.get_if_exists(name).await? {
@@ -226,7 +241,7 @@ impl Store {
                 None => {}
             }
         }
-        let path = Path::from(name);
+        let path = path(name).map_err(|e| self.describe(Failure::new(e), "create", name))?;
         let options = self.put_options(name)?;
         let size = bytes.len() as u64;
         // An earlier attempt may have been carried out although it was reported as failed.
@@ -309,7 +324,7 @@ impl Store {
     /// # Errors
     /// As [`Store::put_new`], and [`ErrorKind::Conflict`] when the name is taken by other bytes.
     pub async fn put_once(&self, name: &str, bytes: Bytes) -> Result<()> {
-        match self.put_new(name, bytes).await? {
+        match self.create(name, bytes).await? {
             Put::Created | Put::Same => Ok(()),
             Put::Different(_) => {
                 Err(Error::new(ErrorKind::Conflict, "store.taken", format!("{name} already exists with other content"))
@@ -357,12 +372,12 @@ impl Store {
     }
 
     async fn get_whole(&self, name: &str) -> object_store::Result<Bytes> {
-        let got = self.inner.get(&Path::from(name)).await?;
+        let got = self.inner.get(&path(name)?).await?;
         if got.meta.size > crate::format::MAX_OBJECT {
             let source = format!("{} bytes is more than any object of a vault has", got.meta.size).into();
             return Err(object_store::Error::NotSupported { source });
         }
-        got.bytes().await
+        whole(got).await
     }
 
     /// Reads part of an object.
@@ -371,16 +386,19 @@ impl Store {
     /// [`ErrorKind::NotFound`] when it does not exist, [`ErrorKind::Corrupt`] when it is shorter than the range.
     pub async fn get_range(&self, name: &str, range: Range<u64>) -> Result<Bytes> {
         let short = || Error::new(ErrorKind::Corrupt, "object.short", format!("{name} ends before byte {}", range.end));
-        let read = || async { self.inner.get_range(&Path::from(name), range.clone()).await };
+        let read = || async {
+            let options = GetOptions { range: Some(range.clone().into()), ..GetOptions::default() };
+            whole(self.inner.get_opts(&path(name)?, options).await?).await
+        };
         match self.retried(Verb::Get, "read", name, read).await {
             Ok(bytes) if bytes.len() as u64 == range.end.saturating_sub(range.start) => {
                 self.received(&bytes).await;
                 Ok(bytes)
             }
             Ok(_) => Err(short()),
-            // Stores have no error of their own for a range behind the end; an object that was cut short is not a store in
-            // trouble, and waiting does not help it.
-            Err(error) if error.kind() == ErrorKind::Storage => match self.size_of(name).await {
+            // A directory has no error of its own for a range behind the end; an object that was cut short is not a store in
+            // trouble, and waiting does not help it. A cloud's store has said what is wrong, if it has said anything.
+            Err(error) if error.kind() == ErrorKind::Storage && Answer::of(&error).is_none() => match self.size_of(name).await {
                 Ok(meta) if meta.size < range.end => Err(short().with_source(error)),
                 _ => Err(error),
             },
@@ -390,7 +408,7 @@ impl Store {
 
     async fn size_of(&self, name: &str) -> Result<object_store::ObjectMeta, Failure> {
         self.count(Verb::Head);
-        self.bounded(Duration::ZERO, self.inner.head(&Path::from(name))).await
+        self.bounded(Duration::ZERO, async { self.inner.head(&path(name)?).await }).await
     }
 
     /// Size and age of an object.
@@ -398,7 +416,7 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`] when it does not exist.
     pub async fn head(&self, name: &str) -> Result<ObjectInfo> {
-        let meta = self.retried(Verb::Head, "stat", name, || async { self.inner.head(&Path::from(name)).await }).await?;
+        let meta = self.retried(Verb::Head, "stat", name, || async { self.inner.head(&path(name)?).await }).await?;
         info(&meta)
     }
 
@@ -415,13 +433,15 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn list_after(&self, prefix: &str, after: Option<&str>) -> Result<Vec<ObjectInfo>> {
-        let path = Path::from(prefix);
+        let failed = |e| self.describe(Failure::new(e), "list", prefix);
+        let folder = path(prefix).map_err(failed)?;
+        let after = after.map(path).transpose().map_err(failed)?;
         let metas = self
             .repeated("list", prefix, || async {
                 self.count(Verb::List);
-                let mut listing = match after {
-                    Some(after) => self.inner.list_with_offset(Some(&path), &Path::from(after)),
-                    None => self.inner.list(Some(&path)),
+                let mut listing = match &after {
+                    Some(after) => self.inner.list_with_offset(Some(&folder), after),
+                    None => self.inner.list(Some(&folder)),
                 };
                 let mut metas = Vec::new();
                 // Each page is a request. All of them together take as long as there are objects.
@@ -432,6 +452,8 @@ impl Store {
             })
             .await?;
         let mut found = metas.iter().map(info).collect::<Result<Vec<_>>>()?;
+        // Azurite takes `startFrom` and ignores it. Whoever asks must not depend on where a store begins.
+        found.retain(|object| after.as_ref().is_none_or(|after| object.name.as_str() > after.as_ref()));
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }
@@ -441,9 +463,8 @@ impl Store {
     /// # Errors
     /// When the store fails.
     pub async fn list_directories(&self, prefix: &str) -> Result<Vec<String>> {
-        let path = Path::from(prefix);
-        let listed =
-            self.retried(Verb::List, "list", prefix, || async { self.inner.list_with_delimiter(Some(&path)).await }).await?;
+        let list = || async { self.inner.list_with_delimiter(Some(&path(prefix)?)).await };
+        let listed = self.retried(Verb::List, "list", prefix, list).await?;
         let mut names: Vec<String> = listed.common_prefixes.iter().filter_map(|p| p.filename().map(str::to_owned)).collect();
         names.sort();
         Ok(names)
@@ -455,7 +476,7 @@ impl Store {
     /// [`ErrorKind::Immutable`] when the store refuses.
     pub async fn delete(&self, name: &str) -> Result<()> {
         self.ensure_writable()?;
-        match self.retried(Verb::Delete, "delete", name, || async { self.inner.delete(&Path::from(name)).await }).await {
+        match self.retried(Verb::Delete, "delete", name, || async { self.inner.delete(&path(name)?).await }).await {
             Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
             _ => Ok(()),
         }
@@ -530,6 +551,22 @@ impl Store {
     fn describe(&self, failure: Failure, doing: &str, name: &str) -> Error {
         failure.into_error(doing, name, self.gate.clock_ahead())
     }
+}
+
+/// A name as it is. `Path::from` would change some characters, so that what a listing shows could not be read or deleted.
+fn path(name: &str) -> object_store::Result<Path> {
+    Ok(Path::parse(name)?)
+}
+
+/// All of a body. One that is shorter than was announced is a connection that ended early, and not what the store has.
+async fn whole(got: GetResult) -> object_store::Result<Bytes> {
+    let announced = got.range.end.saturating_sub(got.range.start);
+    let body = got.bytes().await?;
+    if body.len() as u64 == announced {
+        return Ok(body);
+    }
+    let source = format!("the answer has {} bytes, and announced {announced}", body.len()).into();
+    Err(object_store::Error::Generic { store: "pgvault", source })
 }
 
 fn info(meta: &object_store::ObjectMeta) -> Result<ObjectInfo> {

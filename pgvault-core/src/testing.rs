@@ -16,7 +16,9 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, Result};
 
+pub mod conformance;
 mod faulty;
+pub mod proxy;
 mod schedule;
 
 pub use faulty::{Fault, FaultyStore, Lag, ListOrder, Pace};

@@ -14,6 +14,7 @@ pub mod session;
 pub mod snapshot;
 pub mod tables;
 pub mod undelete;
+mod unlock;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,9 +24,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
-use crate::crypto::keys::{ClusterDocument, ClusterKeys, EpochDocument, Identity, MasterKey, cluster_id};
+use crate::crypto::keys::{ClusterKeys, Identity, cluster_id};
 use crate::crypto::sealed::{FrameEncoder, ObjectReader, SealedObject, SealedWriter};
-use crate::crypto::slot::{SlotDocument, Unlock};
 use crate::env::Env;
 use crate::format::document;
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN, Tail};
@@ -80,7 +80,26 @@ impl Vault {
     /// When the store overwrites, cannot be reached, or holds a vault of a newer format or one that this version must not write
     /// to.
     pub async fn create(store: Store, env: Env) -> Result<(Self, bool)> {
-        Self::create_with(store, env, features::none()).await
+        let store = store.with_classes(layout::class_of);
+        match Self::open(store.clone(), env.clone()).await {
+            Ok(vault) => {
+                vault.ensure_may(Purpose::Write)?;
+                if !features::has_for_writers(&vault.document.features, features::SINGLE_WRITER) {
+                    probe(&vault.store, &vault.env).await?.ensure()?;
+                }
+                Ok((vault, false))
+            }
+            Err(error) if error.code() == NO_VAULT => {
+                let report = probe(&store, &env).await?;
+                report.ensure()?;
+                if report.first_version_counts() {
+                    Self::make(store.settling_by_versions(), env, features::for_writers(features::FIRST_VERSION)).await
+                } else {
+                    Self::make(store, env, features::none()).await
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// As [`Vault::create`], on a store that overwrites. It is written into the vault that only one program at a time may
@@ -89,29 +108,24 @@ impl Vault {
     /// # Errors
     /// As [`Vault::create`]; [`ErrorKind::Usage`] when there is a vault that several may write to.
     pub async fn create_for_single_writer(store: Store, env: Env) -> Result<(Self, bool)> {
-        let (vault, created) = Self::create_with(store.looking_first(), env, features::single_writer()).await?;
-        if features::is_single_writer(&vault.document.features) {
+        let store = store.with_classes(layout::class_of);
+        let (vault, created) = match Self::open(store.clone(), env.clone()).await {
+            Ok(vault) => (vault, false),
+            Err(error) if error.code() == NO_VAULT => {
+                Self::make(store.looking_first(), env, features::for_writers(features::SINGLE_WRITER)).await?
+            }
+            Err(error) => return Err(error),
+        };
+        vault.ensure_may(Purpose::Write)?;
+        if features::has_for_writers(&vault.document.features, features::SINGLE_WRITER) {
             return Ok((vault, created));
         }
         Err(Error::new(ErrorKind::Usage, "vault.several_writers", "there is a vault already that several may write to")
             .with_hint("leave --single-writer out"))
     }
 
-    async fn create_with(store: Store, env: Env, features: BTreeMap<String, Vec<String>>) -> Result<(Self, bool)> {
-        let probed = !features::is_single_writer(&features);
-        match Self::open(store.clone(), env.clone()).await {
-            Ok(vault) => {
-                vault.ensure_may(Purpose::Write)?;
-                if !features::is_single_writer(&vault.document.features) {
-                    probe(&vault.store, &vault.env).await?.ensure()?;
-                }
-                return Ok((vault, false));
-            }
-            Err(error) if error.code() == NO_VAULT && probed => probe(&store, &env).await?.ensure()?,
-            Err(error) if error.code() == NO_VAULT => {}
-            Err(error) => return Err(error),
-        }
-        let store = store.with_classes(layout::class_of);
+    /// Writes the vault's document, unless somebody else does at the same moment.
+    async fn make(store: Store, env: Env, features: BTreeMap<String, Vec<String>>) -> Result<(Self, bool)> {
         let document = VaultDocument {
             format: VAULT_FORMAT.into(),
             major: 1,
@@ -153,7 +167,9 @@ impl Vault {
         }
         features::ensure(&document.features, Purpose::Read)?;
         // In the store, where no writer gets past it.
-        let store = if features::is_single_writer(&document.features) { store.looking_first() } else { store };
+        let has = |feature| features::has_for_writers(&document.features, feature);
+        let store = if has(features::SINGLE_WRITER) { store.looking_first() } else { store };
+        let store = if has(features::FIRST_VERSION) { store.settling_by_versions() } else { store };
         let store = match features::ensure(&document.features, Purpose::Write) {
             Ok(()) => store,
             Err(refusal) => store.refusing_writes(&refusal),
@@ -223,128 +239,6 @@ impl Vault {
             )
             .with_hint("choose one with --system-id")),
         }
-    }
-
-    /// The key slots of a cluster: those that name its master key, in the order of their ids.
-    ///
-    /// # Errors
-    /// When the store fails, a slot was changed, or there is no such cluster.
-    pub async fn slots(&self, cluster: &ClusterName) -> Result<Vec<SlotDocument>> {
-        let document = self.cluster_document(cluster).await?.ok_or_else(|| init::unfinished(cluster))?;
-        let (slots, mut damaged) = self.readable_slots(cluster, &document).await?;
-        if let Some(error) = damaged.pop() {
-            return Err(error);
-        }
-        // Under another's name, a revocation would remove the wrong one.
-        let misplaced = slots.iter().find(|(name, slot)| *name != layout::key_slot(cluster, slot.key_id));
-        match misplaced {
-            Some((name, slot)) => {
-                Err(Error::new(ErrorKind::Corrupt, "slot.misplaced", format!("{name} holds the slot of {}", slot.key_id)))
-            }
-            None => Ok(slots.into_iter().map(|(_, slot)| slot).collect()),
-        }
-    }
-
-    /// The slots that name the cluster's master key, with their objects' names, and what is wrong with those that cannot be
-    /// read: one bad object must not keep everybody out.
-    ///
-    /// Slots that name another key were left by an `init` that died or came second. Whoever wrote one has no right to delete
-    /// it, so it is passed over here, for everybody.
-    async fn readable_slots(
-        &self,
-        cluster: &ClusterName,
-        document: &ClusterDocument,
-    ) -> Result<(Vec<(String, SlotDocument)>, Vec<Error>)> {
-        let (mut slots, mut damaged) = (Vec::new(), Vec::new());
-        for object in self.store.list(&layout::keys(cluster)).await? {
-            let bytes = match self.store.get(&object.name).await {
-                // Revoked since it was listed.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                read => read?,
-            };
-            match document::parse::<SlotDocument>("key slot", &bytes) {
-                Ok(slot) if slot.commitment == document.commitment => slots.push((object.name, slot)),
-                Ok(slot) => tracing::debug!(key = %slot.key_id, "a key slot of another master key is passed over"),
-                Err(error) => damaged.push(Error::from(error).context(&object.name)),
-            }
-        }
-        Ok((slots, damaged))
-    }
-
-    /// Opens a cluster with the first slot that `unlock` fits and that holds the cluster's master key.
-    ///
-    /// # Errors
-    /// [`ErrorKind::NoVault`] when the cluster's creation was never finished. [`ErrorKind::WrongKey`] when no slot fits; the
-    /// message names the keys that would open it. [`ErrorKind::Corrupt`] when none does and a slot is damaged: it may be the
-    /// one.
-    pub async fn unlock(&self, cluster: &ClusterName, unlock: &Unlock) -> Result<Cluster> {
-        let identity = self.identity(cluster);
-        let document = self.cluster_document(cluster).await?.ok_or_else(|| init::unfinished(cluster))?;
-        let (slots, mut damaged) = self.readable_slots(cluster, &document).await?;
-        for error in &damaged {
-            tracing::warn!(%error, "a key slot cannot be used");
-        }
-        // A slot opens whatever it is called; `check` tells of one that was moved.
-        let slots: Vec<SlotDocument> = slots.into_iter().map(|(_, slot)| slot).collect();
-        let mut master: Option<MasterKey> = None;
-        for slot in &slots {
-            // Stretching a passphrase takes tens of milliseconds of CPU: off the runtime's threads.
-            let (owned, key) = (slot.clone(), unlock.clone());
-            let opened = tokio::task::spawn_blocking(move || owned.open(&identity, &key))
-                .await
-                .map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
-            match opened {
-                // A slot gives the key that it names and no other, and only slots that name the cluster's are asked: anybody
-                // can wrap a key of their own for a recipient, whose public half stands in the clear.
-                Ok(Some(opened)) => {
-                    master = Some(opened);
-                    break;
-                }
-                Ok(None) => {}
-                Err(error) if error.kind() == ErrorKind::Usage => return Err(error),
-                Err(error) => {
-                    tracing::warn!(%error, "a key slot cannot be used");
-                    damaged.push(error.context(layout::key_slot(cluster, slot.key_id)));
-                }
-            }
-        }
-        let Some(master) = master else {
-            if let Some(error) = damaged.pop() {
-                let others: Vec<String> = slots.iter().map(|s| s.key_id.to_string()).collect();
-                return Err(error.with_hint(format!(
-                    "restore the slot from the store's versions or a copy of the vault{}",
-                    if others.is_empty() { String::new() } else { format!(", or use the key of {}", others.join(", ")) }
-                )));
-            }
-            if slots.is_empty() {
-                return Err(Error::new(ErrorKind::Corrupt, "cluster.no_slots", format!("the cluster {cluster} has no key slot"))
-                    .with_hint("its slots were deleted: restore them from the store's versions or a copy of the vault"));
-            }
-            let ids: Vec<String> = slots.iter().map(|s| format!("{} ({}, {})", s.key_id, s.label, s.describe())).collect();
-            return Err(Error::new(ErrorKind::WrongKey, "key.wrong", format!("the configured key opens no slot of {cluster}"))
-                .with_hint(format!("any of these keys would open it: {}", ids.join("; "))));
-        };
-        for error in slots.iter().filter_map(|slot| slot.verify(&identity, &master).err()) {
-            tracing::warn!(%error, "a key slot is not the cluster's own; `pgvault check` names it");
-        }
-        let (mut epochs, mut unusable) = (Vec::new(), None);
-        for object in self.store.list(&layout::epochs(cluster)).await? {
-            let bytes = self.store.get(&object.name).await?;
-            match document::parse::<EpochDocument>("epoch", &bytes) {
-                Ok(epoch) if object.name == layout::epoch(cluster, epoch.epoch_id) => epochs.push(epoch),
-                // What it sealed cannot be read; what other epochs sealed can.
-                Ok(_) => {
-                    let what = format!("{} holds another epoch", object.name);
-                    let _ = unusable.get_or_insert(Error::new(ErrorKind::Corrupt, "epoch.misplaced", what));
-                }
-                Err(error) => drop(unusable.get_or_insert(Error::from(error).context(&object.name))),
-            }
-        }
-        if let Some(error) = &unusable {
-            tracing::warn!(%error, "a data key epoch cannot be used");
-        }
-        let keys = ClusterKeys::open(identity, master, &epochs).map_err(|error| unusable.unwrap_or(error))?;
-        Ok(Cluster { vault: self.clone(), name: cluster.clone(), keys: Arc::new(keys) })
     }
 
     fn identity(&self, cluster: &ClusterName) -> Identity {

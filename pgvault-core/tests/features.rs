@@ -49,7 +49,7 @@ async fn vault_with(list: &str) -> (Arc<InMemory>, Store) {
         vault_document: Sha256::digest(&bytes).into(),
     };
     let master = MasterKey::generate(&env).unwrap();
-    let slot = SlotDocument::create(&env, &identity, &master, &Wrap::Passphrase("correct horse".into()), "init").unwrap();
+    let slot = SlotDocument::create(&env, &identity, &master, &Wrap::Passphrase("correct horse".into()), "init").await.unwrap();
     let epoch = EpochDocument::create(&env, &identity, &master).unwrap();
     let cluster = ClusterDocument::create(&env, &identity, &master);
     store.delete(layout::VAULT_DOCUMENT).await.unwrap();

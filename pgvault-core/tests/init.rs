@@ -171,11 +171,14 @@ fn of_inits_with_different_keys_one_wins_and_the_others_are_told() {
     });
 }
 
-/// How many requests an `init` makes in an empty store.
-async fn requests(key: &Key) -> usize {
+/// The requests that an `init` makes in an empty store, by number: all of its own, and one in twelve of the probe's, which come
+/// first and touch nothing but objects of no use.
+async fn requests(key: &Key) -> Vec<usize> {
     let faulty = FaultyStore::new(Arc::new(InMemory::new()));
     let _ = init(patient(Arc::new(faulty.clone())), key).await.unwrap();
-    faulty.calls().len()
+    let calls = faulty.calls();
+    let of_probe = |call: &String| call.contains(" probe/");
+    calls.iter().enumerate().filter(|(n, call)| !of_probe(call) || n % 12 == 0).map(|(n, _)| n + 1).collect()
 }
 
 /// An `init` that dies at any request, in any way, leaves a vault in which the next one works.
@@ -185,7 +188,7 @@ fn an_init_that_dies_anywhere_can_be_repeated() {
         for key in [Key::identity(), Key::Passphrase("correct horse")] {
             let all = requests(&key).await;
             let sample = matches!(key, Key::Passphrase(_));
-            for at in 1..=all {
+            for at in all {
                 for (fault, onwards) in Fault::ALL.into_iter().flat_map(|fault| [(fault, true), (fault, false)]) {
                     if sample && !(onwards && matches!(fault, Fault::Fail | Fault::Lie)) {
                         continue;
@@ -247,7 +250,7 @@ fn two_inits_interleaved_at_any_request_agree_on_one_key() {
     runtime().block_on(async {
         let (one, other, phrase) = (Key::identity(), Key::identity(), Key::Passphrase("correct horse"));
         let all = requests(&one).await;
-        for hold in 1..=all {
+        for hold in all {
             interleaved([&one, &one], hold, Dies::Nobody, Fault::Fail).await;
             interleaved([&one, &other], hold, Dies::Nobody, Fault::Fail).await;
             interleaved([&phrase, &phrase], hold, Dies::Nobody, Fault::Fail).await;
@@ -260,9 +263,9 @@ fn an_init_that_dies_anywhere_in_a_race_disturbs_nobody() {
     runtime().block_on(async {
         let key = Key::identity();
         let all = requests(&key).await;
-        for hold in 1..=all {
+        for &hold in &all {
             for fault in [Fault::Fail, Fault::Lie] {
-                for at in 1..=all {
+                for &at in &all {
                     interleaved([&key, &key], hold, Dies::Second(at), fault).await;
                     if at >= hold {
                         interleaved([&key, &key], hold, Dies::First(at), fault).await;

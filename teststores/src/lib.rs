@@ -14,6 +14,7 @@
 //! | [`Kind::S3rver`] | an S3 server for tests | a store that answers 200 and overwrites: pgvault must refuse it |
 //! | [`Kind::Garage`] | a real S3 server | the same; takes a quarter of an hour to build |
 //! | [`Kind::S3sFs`] | an S3 server over a directory | honours create-only, drops the headers of locks without a word |
+//! | [`OpenBao`] | a key service | Vault's transit engine; no store |
 //!
 //! `cargo xtask test` starts each server once and tells the tests in variables like `PGVAULT_TEST_STORE_RGW`; a test that
 //! finds none starts its own. A server that cannot be had fails the test.
@@ -25,6 +26,7 @@ pub mod gate;
 pub mod gcs;
 mod guard;
 mod kinds;
+mod openbao;
 mod place;
 mod runtime;
 mod server;
@@ -32,5 +34,7 @@ mod tls;
 
 pub use client::{Answer, Client, Key};
 pub use gate::Gate;
+pub use kinds::localstack::python as localstack_python;
+pub use openbao::{OpenBao, ROOT_TOKEN};
 pub use place::Place;
 pub use server::{Info, Kind, Role, Server, Tls};

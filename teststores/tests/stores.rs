@@ -237,7 +237,6 @@ fn the_stand_in_for_google_keeps_what_is_retained_or_held() {
 }
 
 #[test]
-#[ignore = "its installation takes a minute; `cargo xtask test --stores localstack` runs it"]
 fn localstack_is_a_store_for_pgvault_and_honours_locks() {
     let server = Server::shared(Kind::Localstack).unwrap();
     a_store_for_pgvault(&server.place().unwrap());
@@ -332,7 +331,6 @@ fn s3rver_overwrites_what_exists() {
 }
 
 #[test]
-#[ignore = "it is built from source; `cargo xtask test --stores all` runs it"]
 fn s3s_is_a_store_that_drops_locks_without_a_word() {
     let server = Server::shared(Kind::S3sFs).unwrap();
     let place = server.place().unwrap();

@@ -1,6 +1,6 @@
 //! `pgvault init`: the vault, and the cluster's keys in it. Safe to run again.
 
-use pgvault_core::crypto::slot::Wrap;
+use pgvault_core::crypto::slot::{Method, Wrap};
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{Connection, Mode, SystemId};
 use pgvault_core::vault::Vault;
@@ -49,7 +49,11 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result
     for slot in &slots {
         printer.line(format_args!("key {} ({})", slot.key_id, slot.describe()));
     }
-    if cluster_created {
+    if slots.iter().all(|slot| matches!(slot.method, Method::Kms { .. })) {
+        printer.line(
+            "only a key service opens it: whoever deletes the key there deletes the backups; add a recovery key (docs/kms.md)",
+        );
+    } else if cluster_created {
         printer.line("keep the key safe and in another place than the vault: without it nothing can be restored");
     }
     printer.summary(&json!({
@@ -86,10 +90,11 @@ fn wraps(context: &Context) -> Result<Vec<Wrap>> {
     if let Some(source) = vault.passphrase_source() {
         wraps.push(Wrap::Passphrase(source.read()?));
     }
+    wraps.extend(vault.kms()?.map(Wrap::Kms));
     wraps.extend(vault.recipients.iter().filter(|recipient| !own.contains(recipient)).cloned().map(Wrap::Recipient));
     if wraps.is_empty() {
         return Err(Error::new(ErrorKind::Usage, "config.no_key", "no key is configured")
-            .with_hint("set vault.passphrase_file, vault.identity_file or vault.recipients"));
+            .with_hint("set vault.passphrase_file, vault.identity_file, vault.kms or vault.recipients"));
     }
     Ok(wraps)
 }

@@ -25,8 +25,9 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, command: &KeyCommand) -> R
             printer.summary(&json!({ "keys": slots.iter().map(describe).collect::<Vec<_>>() }));
         }
         KeyCommand::Add(args) => {
+            let wrap = wrap(&context, &args.key)?;
             let cluster = context.open(&args.cluster, None).await?;
-            let slot = keyring::add(&cluster, &wrap(&args.key)?, &args.key.label).await?;
+            let slot = keyring::add(&cluster, &wrap, &args.key.label).await?;
             printer.line(format_args!("added key {} ({})", slot.key_id, slot.describe()));
             printer.summary(&json!({ "added": describe(&slot) }));
         }
@@ -39,9 +40,9 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, command: &KeyCommand) -> R
             printer.summary(&json!({ "revoked": key_id }));
         }
         KeyCommand::Rotate(args) => {
-            let old = parse_id(&args.key_id)?;
+            let (old, wrap) = (parse_id(&args.key_id)?, wrap(&context, &args.key)?);
             let cluster = context.open(&args.cluster, None).await?;
-            let slot = keyring::rotate(&cluster, old, &wrap(&args.key)?, &args.key.label).await?;
+            let slot = keyring::rotate(&cluster, old, &wrap, &args.key.label).await?;
             let epoch = if args.new_data_key { Some(keyring::start_epoch(&cluster).await?) } else { None };
             printer.line(format_args!("replaced key {old} by {} ({})", slot.key_id, slot.describe()));
             if let Some(epoch) = epoch {
@@ -53,11 +54,12 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, command: &KeyCommand) -> R
     Ok(Status::Done)
 }
 
-fn wrap(key: &NewKey) -> Result<Wrap> {
-    match (&key.recipient, &key.new_passphrase_file) {
-        (Some(recipient), _) => Ok(Wrap::Recipient(recipient.clone())),
-        (None, Some(file)) => SecretSource::File(file.clone()).read().map(Wrap::Passphrase),
-        (None, None) => Err(pgvault_core::Error::new(pgvault_core::ErrorKind::Usage, "key.none", "no new key was given")),
+fn wrap(context: &Context, key: &NewKey) -> Result<Wrap> {
+    match (&key.recipient, &key.new_passphrase_file, &key.kms) {
+        (Some(recipient), _, _) => Ok(Wrap::Recipient(recipient.clone())),
+        (None, Some(file), _) => SecretSource::File(file.clone()).read().map(Wrap::Passphrase),
+        (None, None, Some(name)) => context.config.vault.other_kms(name).map(Wrap::Kms),
+        (None, None, None) => Err(pgvault_core::Error::new(pgvault_core::ErrorKind::Usage, "key.none", "no new key was given")),
     }
 }
 

@@ -123,6 +123,15 @@ pub(super) fn receive_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Res
     if timeout >= Duration::from_secs(1) { Ok(timeout) } else { Err(D::Error::custom("a receive timeout is at least 1s")) }
 }
 
+/// As [`duration`], from 1 s to 10 min.
+pub(super) fn kms_timeout<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
+    let timeout = duration(deserializer)?;
+    if (Duration::from_secs(1)..=Duration::from_secs(600)).contains(&timeout) {
+        return Ok(timeout);
+    }
+    Err(D::Error::custom("a timeout of a key service is between 1s and 10min"))
+}
+
 /// Bytes, as a number or with a unit such as `4GiB`.
 pub(super) fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     bytesize::ByteSize::deserialize(deserializer).map(|size| size.as_u64())

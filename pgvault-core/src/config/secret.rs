@@ -67,7 +67,8 @@ impl VaultConfig {
         file.or_else(|| self.identity_command.clone().map(SecretSource::Command))
     }
 
-    /// The key that opens the vault: the identity when one is configured, else the passphrase.
+    /// The key that opens the vault: the identity when one is configured, else the passphrase, else the key in a key service,
+    /// which is the only one that needs the network.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] when there is no key or it cannot be read.
@@ -75,11 +76,13 @@ impl VaultConfig {
         if let Some(identity) = self.identity_source() {
             return identity.read().map(Unlock::Identity);
         }
-        let source = self.passphrase_source().ok_or_else(|| {
+        if let Some(source) = self.passphrase_source() {
+            return source.read().map(Unlock::Passphrase);
+        }
+        self.kms()?.map(Unlock::Kms).ok_or_else(|| {
             Error::new(ErrorKind::Usage, "config.no_key", "no key is configured").with_hint(
-                "set vault.passphrase_file, vault.passphrase_command or vault.identity_file, or PGVAULT_VAULT_PASSPHRASE_FILE",
+                "set vault.passphrase_file, vault.passphrase_command, vault.identity_file or vault.kms, or PGVAULT_VAULT_PASSPHRASE_FILE",
             )
-        })?;
-        source.read().map(Unlock::Passphrase)
+        })
     }
 }

@@ -1,45 +1,58 @@
 //! Key slots: the ways into a cluster's master key.
 //!
-//! A slot is one small document that wraps the master key for one passphrase or one X25519 recipient. Adding, changing
-//! or revoking access writes or deletes a slot and touches no data. X25519 slots are ordinary age files, so operators use
-//! the identities they already have.
+//! A slot is one small document that wraps the master key for one passphrase, one X25519 recipient or one key of a key service.
+//! Adding, changing or revoking access writes or deletes a slot and touches no data. X25519 slots are ordinary age files, so
+//! operators use the identities they already have. A slot of a kind that a later pgvault added stays what it is here: it can be
+//! listed, checked and revoked, and opens nothing.
+
+use std::sync::Arc;
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde_json::{Map, Value};
 use subtle::ConstantTimeEq;
 use ulid::Ulid;
 use zeroize::Zeroizing;
 
 use super::aead::{Aead, AesGcm, KEY_LEN};
 use super::keys::{Identity, MasterKey};
+use super::kms::{self, Binding, Kms, Wrapped};
 use crate::env::Env;
 use crate::format::{FormatError, document};
 use crate::{Error, ErrorKind, Result};
 
 /// What opens a slot.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Unlock {
     /// A passphrase.
     Passphrase(SecretString),
     /// The text of an age identity file (`AGE-SECRET-KEY-1...` lines).
     Identity(SecretString),
+    /// A key in a key service.
+    Kms(Arc<dyn Kms>),
 }
 
 /// What a new slot is made for.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub enum Wrap {
     /// A passphrase.
     Passphrase(SecretString),
     /// An age recipient (`age1...`).
     Recipient(String),
+    /// A key in a key service.
+    Kms(Arc<dyn Kms>),
 }
 
 /// How a slot wraps the master key.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(remote = "Self", tag = "type", rename_all = "kebab-case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Method {
     /// AES-256-GCM under an argon2id key.
     Passphrase {
@@ -61,6 +74,42 @@ pub enum Method {
         /// The age file, base64.
         wrapped: String,
     },
+    /// AES-256-GCM under a random key that a key service wraps, see [`kms`].
+    Kms {
+        /// Name of the key in the service, as [`kms::KeyName`] spells it.
+        key: String,
+        /// Which key that was when the slot was made, where its name may come to mean another; otherwise empty.
+        key_version: String,
+        /// The random key, as the service wrapped it.
+        slot_key: String,
+        /// Sealed master key, base64.
+        wrapped: String,
+    },
+    /// A kind that this version does not know.
+    #[serde(skip)]
+    Other(Map<String, Value>),
+}
+
+// The derived implementations have a fixed list of kinds; these add that there may be others.
+
+impl Serialize for Method {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Other(fields) => fields.serialize(serializer),
+            known => Self::serialize(known, serializer),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Method {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fields = Map::deserialize(deserializer)?;
+        match fields.get("type").and_then(Value::as_str) {
+            Some("passphrase" | "x25519" | "kms") => Self::deserialize(Value::Object(fields)).map_err(D::Error::custom),
+            Some(_) => Ok(Self::Other(fields)),
+            None => Err(D::Error::missing_field("type")),
+        }
+    }
 }
 
 /// A slot as stored under `keys/`.
@@ -97,8 +146,8 @@ impl SlotDocument {
     /// Wraps `master` for `wrap`.
     ///
     /// # Errors
-    /// When the recipient is not an age X25519 recipient or the passphrase is empty.
-    pub fn create(env: &Env, identity: &Identity, master: &MasterKey, wrap: &Wrap, label: &str) -> Result<Self> {
+    /// When the recipient is not an age X25519 recipient, the passphrase is empty, or the key service refuses or does not answer.
+    pub async fn create(env: &Env, identity: &Identity, master: &MasterKey, wrap: &Wrap, label: &str) -> Result<Self> {
         let key_id = env.new_id()?;
         let method = match wrap {
             Wrap::Passphrase(passphrase) => {
@@ -106,7 +155,8 @@ impl SlotDocument {
                     return Err(Error::new(ErrorKind::Usage, "key.empty_passphrase", "the passphrase is empty"));
                 }
                 let salt: [u8; 16] = env.random()?;
-                let key = stretch(passphrase, &salt, MEMORY_KIB, PASSES, LANES)?;
+                let passphrase = passphrase.clone();
+                let key = blocking(move || stretch(&passphrase, &salt, MEMORY_KIB, PASSES, LANES)).await?;
                 let mut sealed = master.0.to_vec();
                 // The key belongs to this salt alone and seals once, so a fixed nonce cannot repeat.
                 let tag = AesGcm::new(&key).seal([0; 12], &slot_aad(identity, key_id), &mut sealed);
@@ -128,6 +178,7 @@ impl SlotDocument {
                     .map_err(|e| Error::new(ErrorKind::Failed, "key.wrap", format!("wrap the master key for {recipient}: {e}")))?;
                 Method::X25519 { recipient: recipient.clone(), wrapped: BASE64.encode(wrapped) }
             }
+            Wrap::Kms(kms) => kms::seal(kms.as_ref(), env, &Binding::new(identity, key_id), master).await?,
         };
         let mut slot = Self {
             format: SLOT_FORMAT.into(),
@@ -149,8 +200,9 @@ impl SlotDocument {
     /// returned is the master key that the slot's commitment names, and no other.
     ///
     /// # Errors
-    /// When the slot is malformed or of a newer version, or wraps another key than it names.
-    pub fn open(&self, identity: &Identity, unlock: &Unlock) -> Result<Option<MasterKey>> {
+    /// When the slot is malformed or of a newer version, or wraps another key than it names. From a key service also as
+    /// [`Kms::unwrap`].
+    pub async fn open(&self, identity: &Identity, unlock: &Unlock) -> Result<Option<MasterKey>> {
         let bad = |why: &str| FormatError::new("key slot", format!("{}: {why}", self.key_id));
         if self.format != SLOT_FORMAT || self.version != 1 {
             return Err(FormatError::unsupported("key slot", format!("{} is of a newer version", self.key_id)).into());
@@ -164,7 +216,8 @@ impl SlotDocument {
                 let salt = BASE64.decode(salt).map_err(|_| bad("has a salt that is not base64"))?;
                 let bytes = BASE64.decode(wrapped).map_err(|_| bad("is not base64"))?;
                 let (sealed, tag) = bytes.split_last_chunk::<16>().ok_or_else(|| bad("is too short"))?;
-                let key = stretch(passphrase, &salt, *memory_kib, *passes, *lanes)?;
+                let (passphrase, memory_kib, passes, lanes) = (passphrase.clone(), *memory_kib, *passes, *lanes);
+                let key = blocking(move || stretch(&passphrase, &salt, memory_kib, passes, lanes)).await?;
                 let mut plain = Zeroizing::new(sealed.to_vec());
                 if AesGcm::new(&key).open([0; 12], &slot_aad(identity, self.key_id), &mut plain, *tag).is_err() {
                     return Ok(None);
@@ -190,6 +243,10 @@ impl SlotDocument {
                 let Some(plain) = plain else { return Ok(None) };
                 plain
             }
+            (Method::Kms { key, key_version, slot_key, wrapped }, Unlock::Kms(kms)) if *key == kms.name().to_string() => {
+                let slot_key = Wrapped { version: key_version.clone(), text: slot_key.clone() };
+                kms::open(kms.as_ref(), &Binding::new(identity, self.key_id), &slot_key, wrapped).await?
+            }
             _ => return Ok(None),
         };
         let master = <[u8; KEY_LEN]>::try_from(&opened[..]).map_err(|_| bad("wraps something that is not a key"))?;
@@ -214,17 +271,22 @@ impl SlotDocument {
         }
     }
 
-    fn checksum(&self, identity: &Identity, master: &MasterKey) -> Result<[u8; 32]> {
+    pub(crate) fn checksum(&self, identity: &Identity, master: &MasterKey) -> Result<[u8; 32]> {
         let unchecked = Self { check: String::new(), ..self.clone() };
         let key = master.derive(&[], "pgvault/v1/slot-check", identity);
         Ok(*blake3::keyed_hash(&key, &document::encode(&unchecked)?).as_bytes())
     }
 
-    /// `passphrase` or the recipient, for people.
+    /// `passphrase`, the recipient or the name of the key, for people.
     pub fn describe(&self) -> String {
         match &self.method {
             Method::Passphrase { .. } => "passphrase".into(),
             Method::X25519 { recipient, .. } => recipient.clone(),
+            Method::Kms { key, .. } => key.clone(),
+            Method::Other(fields) => {
+                let kind = fields.get("type").and_then(Value::as_str).unwrap_or_default();
+                format!("of a kind that this version does not know: {:?}", kind.chars().take(40).collect::<String>())
+            }
         }
     }
 }
@@ -246,7 +308,12 @@ pub fn recipients_of(identities: &SecretString) -> Result<Vec<String>> {
     if recipients.is_empty() { Err(usage("the identity file holds no age X25519 identity".into())) } else { Ok(recipients) }
 }
 
-fn slot_aad(identity: &Identity, key_id: Ulid) -> Vec<u8> {
+/// Stretching a passphrase takes tens of milliseconds of CPU: off the runtime's threads.
+async fn blocking<T: Send + 'static>(action: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(action).await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?
+}
+
+pub(super) fn slot_aad(identity: &Identity, key_id: Ulid) -> Vec<u8> {
     [b"pgvault/v1/slot".as_slice(), &identity.vault_id, &identity.cluster_id, &key_id.to_bytes()].concat()
 }
 
@@ -266,33 +333,34 @@ mod tests {
 
     const IDENTITY: Identity = Identity { vault_id: [1; 16], cluster_id: [2; 16], vault_document: [3; 32] };
 
-    #[test]
-    fn a_passphrase_slot_opens_with_its_passphrase_only() {
+    #[tokio::test]
+    async fn a_passphrase_slot_opens_with_its_passphrase_only() {
         let env = Env::default();
         let master = MasterKey::generate(&env).unwrap();
         let right: SecretString = "correct horse".into();
-        let slot = SlotDocument::create(&env, &IDENTITY, &master, &Wrap::Passphrase(right.clone()), "ops").unwrap();
-        let opened = slot.open(&IDENTITY, &Unlock::Passphrase(right.clone())).unwrap().unwrap();
+        let slot = SlotDocument::create(&env, &IDENTITY, &master, &Wrap::Passphrase(right.clone()), "ops").await.unwrap();
+        let opened = slot.open(&IDENTITY, &Unlock::Passphrase(right.clone())).await.unwrap().unwrap();
         assert_eq!(*opened.0, *master.0);
-        assert!(slot.open(&IDENTITY, &Unlock::Passphrase("wrong".into())).unwrap().is_none());
+        assert!(slot.open(&IDENTITY, &Unlock::Passphrase("wrong".into())).await.unwrap().is_none());
         let elsewhere = Identity { cluster_id: [9; 16], ..IDENTITY };
-        assert!(slot.open(&elsewhere, &Unlock::Passphrase(right)).unwrap().is_none());
+        assert!(slot.open(&elsewhere, &Unlock::Passphrase(right)).await.unwrap().is_none());
         slot.verify(&IDENTITY, &master).unwrap();
         let forged = SlotDocument { label: "me".into(), ..slot };
         assert!(forged.verify(&IDENTITY, &master).is_err());
     }
 
-    #[test]
-    fn a_recipient_slot_opens_with_its_identity_only() {
+    #[tokio::test]
+    async fn a_recipient_slot_opens_with_its_identity_only() {
         let env = Env::default();
         let master = MasterKey::generate(&env).unwrap();
         let identity = age::x25519::Identity::generate();
-        let slot =
-            SlotDocument::create(&env, &IDENTITY, &master, &Wrap::Recipient(identity.to_public().to_string()), "ops").unwrap();
+        let slot = SlotDocument::create(&env, &IDENTITY, &master, &Wrap::Recipient(identity.to_public().to_string()), "ops")
+            .await
+            .unwrap();
         let file = format!("# created today\n{}\n", identity.to_string().expose_secret());
-        assert!(slot.open(&IDENTITY, &Unlock::Identity(file.into())).unwrap().is_some());
+        assert!(slot.open(&IDENTITY, &Unlock::Identity(file.into())).await.unwrap().is_some());
         let other = age::x25519::Identity::generate().to_string();
-        assert!(slot.open(&IDENTITY, &Unlock::Identity(other.expose_secret().into())).unwrap().is_none());
-        assert!(slot.open(&IDENTITY, &Unlock::Passphrase("x".into())).unwrap().is_none());
+        assert!(slot.open(&IDENTITY, &Unlock::Identity(other.expose_secret().into())).await.unwrap().is_none());
+        assert!(slot.open(&IDENTITY, &Unlock::Passphrase("x".into())).await.unwrap().is_none());
     }
 }

@@ -30,7 +30,7 @@ impl Vault {
             return Err(Error::new(
                 ErrorKind::Usage,
                 "key.none",
-                "a cluster needs at least one key: a passphrase or an X25519 recipient",
+                "a cluster needs at least one key: a passphrase, an X25519 recipient or a key in a key service",
             ));
         }
         if self.holds_sealed_objects(cluster).await? {
@@ -49,8 +49,10 @@ impl Vault {
         let identity = self.identity(cluster);
         let master = MasterKey::generate(&self.env)?;
         let epoch = EpochDocument::create(&self.env, &identity, &master)?;
-        let slots =
-            wraps.iter().map(|w| SlotDocument::create(&self.env, &identity, &master, w, "init")).collect::<Result<Vec<_>>>()?;
+        let mut slots = Vec::with_capacity(wraps.len());
+        for wrap in wraps {
+            slots.push(SlotDocument::create(&self.env, &identity, &master, wrap, "init").await?);
+        }
         let commit = ClusterDocument::create(&self.env, &identity, &master);
         for slot in slots {
             self.store.put_once(&layout::key_slot(cluster, slot.key_id), document::encode(&slot)?.into()).await?;

@@ -16,7 +16,7 @@ use crate::{Error, ErrorKind, Result};
 /// # Errors
 /// When the store fails or the key is unusable.
 pub async fn add(cluster: &Cluster, wrap: &Wrap, label: &str) -> Result<SlotDocument> {
-    let slot = SlotDocument::create(cluster.env(), cluster.keys().identity(), cluster.keys().master(), wrap, label)?;
+    let slot = SlotDocument::create(cluster.env(), cluster.keys().identity(), cluster.keys().master(), wrap, label).await?;
     cluster.store().put_once(&layout::key_slot(cluster.name(), slot.key_id), document::encode(&slot)?.into()).await?;
     audit::record(cluster, Event::KeyAdded { key_id: slot.key_id }).await?;
     Ok(slot)

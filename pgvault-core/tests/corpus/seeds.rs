@@ -34,6 +34,7 @@ pub fn all() -> Vec<Seed> {
     objects(&mut seeds);
     tables(&mut seeds);
     documents(&mut seeds);
+    names(&mut seeds);
     wal(&mut seeds);
     wal_rows(&mut seeds);
     texts(&mut seeds);
@@ -121,13 +122,24 @@ fn documents(seeds: &mut Vec<Seed>) {
     let env = fixed::env("documents");
     let identity = IDENTITY;
     let master = MasterKey::generate(&env).unwrap();
-    let passphrase = SlotDocument::create(&env, &identity, &master, &Wrap::Passphrase("correct horse".into()), "ops").unwrap();
+    let wrap = Wrap::Passphrase("correct horse".into());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let passphrase = runtime.block_on(SlotDocument::create(&env, &identity, &master, &wrap, "ops")).unwrap();
     // Sealing for a recipient takes the system's randomness; a seed need not open.
     let method = Method::X25519 {
         recipient: "age1yrq7chxpdvxm54hcfzdxfdc8wqkc3lhtmgm6d8vspjfn4q0uhyqqw0n8tj".into(),
         wrapped: "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSA=".into(),
     };
     let recipient = SlotDocument { method, ..passphrase.clone() };
+    let method = Method::Kms {
+        key: "azure-kv:https://backups.vault.azure.net/keys/pgvault".into(),
+        key_version: "78deebed173b48e48f55abf87ed4cf71".into(),
+        slot_key: "khwIe26NuAZazS7upywDBpGRmRNMW5".into(),
+        wrapped: "YWdlLWVuY3J5cHRpb24ub3JnL3YxCi0+IFgyNTUxOSA=".into(),
+    };
+    let service = SlotDocument { method, ..passphrase.clone() };
+    let later = Method::Other(serde_json::from_str(r#"{ "type": "tpm", "pcrs": [1, 7], "wrapped": "AA==" }"#).unwrap());
+    let later = SlotDocument { method: later, ..passphrase.clone() };
     let epoch = EpochDocument::create(&env, &identity, &master).unwrap();
     let vault = serde_json::json!({
         "format": "PGV1", "major": 1, "minor": 0, "vault_id": "01KAJ0000000000000000000AA", "created_at": "2026-11-21T09:29:11Z",
@@ -138,10 +150,25 @@ fn documents(seeds: &mut Vec<Seed>) {
         ("vault", document::encode(&vault).unwrap()),
         ("slot_passphrase", document::encode(&passphrase).unwrap()),
         ("slot_x25519", document::encode(&recipient).unwrap()),
+        ("slot_kms", document::encode(&service).unwrap()),
+        ("slot_later", document::encode(&later).unwrap()),
         ("epoch", document::encode(&epoch).unwrap()),
         ("other", document::encode(&other).unwrap()),
     ] {
         seeds.push(("document", name.into(), bytes));
+    }
+}
+
+fn names(seeds: &mut Vec<Seed>) {
+    for (name, text) in [
+        ("aws_arn", "aws-kms:arn:aws:kms:eu-central-1:111122223333:key/1234abcd-12ab-34cd-56ef-1234567890ab"),
+        ("aws_alias", "aws-kms:alias/team/backups"),
+        ("azure", "azure-kv:https://backups.vault.azure.net/keys/pgvault/78deebed173b48e48f55abf87ed4cf71"),
+        ("gcp", "gcp-kms:projects/example.com:p/locations/global/keyRings/r_1/cryptoKeys/k"),
+        ("transit", "vault-transit:https://[::1]:8200/team/transit/pgvault"),
+        ("transit_short", "vault-transit:transit/pgvault"),
+    ] {
+        seeds.push(("kms_name", name.into(), text.as_bytes().to_vec()));
     }
 }
 

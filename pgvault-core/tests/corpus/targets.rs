@@ -5,6 +5,7 @@
 //! there is no writer, reading it again gives the same value; and nothing it returns may be larger than its input could fill.
 
 use pgvault_core::crypto::keys::EpochDocument;
+use pgvault_core::crypto::kms::KeyName;
 use pgvault_core::crypto::sealed;
 use pgvault_core::crypto::slot::SlotDocument;
 use pgvault_core::format::file_table::{self, MapPlace, Node, TableWriter};
@@ -39,6 +40,7 @@ pub const TARGETS: &[NamedTarget] = &[
     ("pg_control", pg_control),
     ("wal_object_name", wal_object_name),
     ("base_backup", base_backup),
+    ("kms_name", kms_name),
 ];
 
 /// Takes an 8-byte number off the front; inputs shorter than that are read as if zeroes followed.
@@ -187,6 +189,17 @@ fn written_document(data: &[u8]) {
     if let Ok(epoch) = document::parse::<EpochDocument>("epoch", data) {
         same_when_read_again(&epoch);
     }
+}
+
+/// The name of a key in a key service, as a configuration or a slot has it.
+pub fn kms_name(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let Ok(name) = text.parse::<KeyName>() else { return };
+    assert!(name.to_string().len() <= text.len() + 1);
+    assert_eq!(name.to_string().parse::<KeyName>().unwrap(), name, "one spelling");
+    // It becomes part of an address.
+    assert!(name.key().bytes().all(|b| b.is_ascii_graphic() && !b"?#%\\\"@".contains(&b)), "{name}");
+    assert!(name.key().split('/').all(|part| part != ".."), "{name}");
 }
 
 fn same_when_read_again<T: serde::Serialize + serde::de::DeserializeOwned>(value: &T) {

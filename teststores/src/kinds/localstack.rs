@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Result;
-use pgvault_provision::registry::python;
+use pgvault_provision::registry;
 
 use crate::client::{Client, Key};
 use crate::guard::{Work, free_port};
@@ -22,7 +22,12 @@ const PACKAGES: [&str; 6] = [
 ];
 
 pub(crate) fn install() -> Result<PathBuf> {
-    Ok(python("localstack", &PACKAGES)?.join("python"))
+    Ok(registry::python("localstack", &PACKAGES)?.join("python"))
+}
+
+/// The interpreter that it runs on, which has Amazon's own libraries.
+pub fn python() -> Result<PathBuf> {
+    install()
 }
 
 pub(crate) fn start() -> Result<(Info, Running)> {

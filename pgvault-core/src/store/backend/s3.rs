@@ -55,6 +55,8 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
         // What a bucket with Object Lock asks for with each PUT, and what the others check and keep (T28).
         .with_checksum_algorithm(Checksum::SHA256)
         .with_virtual_hosted_style_request(settings.s3.virtual_hosted)
+        // One object at a time, as every store has it, with the provider's own code when it refuses.
+        .with_disable_bulk_delete(true)
         .with_retry(no_retries())
         .with_client_options(options.clone());
     if let Some(endpoint) = &endpoint {
@@ -159,7 +161,7 @@ impl S3Guard {
         if let Some(md5) = &md5 {
             options = options.with_signed_header(CONTENT_MD5, md5.clone());
         }
-        let url = self.s3.signed_url_opts(method.clone(), &Path::from(path), SIGNED_FOR, &options).await?;
+        let url = self.s3.signed_url_opts(method.clone(), &Path::parse(path)?, SIGNED_FOR, &options).await?;
         let mut request = http::Request::builder().method(method).uri(url.as_str());
         if let Some(md5) = md5 {
             request = request.header(CONTENT_MD5, md5);
