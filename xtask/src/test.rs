@@ -153,6 +153,10 @@ impl Test {
                 Steps::skip("documentation", "rustdoc is not installed");
             }
             steps.step("dependencies", check_dependencies);
+            // Nothing may need them: another build, of the program alone.
+            steps.step("without key services", || {
+                run(cargo().args(["test", "--quiet", "-p", "pgvault-cli", "--no-default-features", "--test", "without_kms"]))
+            });
             if succeeds(cargo().args(["deny", "--version"])) {
                 // Advisories change without a commit; a scheduled job reads them.
                 steps.step("licences", || {

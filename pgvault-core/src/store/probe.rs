@@ -56,8 +56,8 @@ pub struct Check {
     /// What was seen.
     pub evidence: String,
     /// What to do about it; empty where there is nothing to do.
-    #[serde(skip_serializing_if = "str::is_empty")]
-    pub fix: &'static str,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub fix: String,
     /// What [`ProbeReport::ensure`] makes of a failure.
     #[serde(skip)]
     kind: ErrorKind,
@@ -68,7 +68,7 @@ pub struct Check {
 impl Check {
     /// What another than these questions found out.
     pub(crate) fn new(name: &'static str, outcome: Outcome, evidence: impl Into<String>, fix: &'static str) -> Self {
-        Self { name, outcome, evidence: evidence.into(), fix, kind: ErrorKind::Unsupported, code: "store.unfit" }
+        Self { name, outcome, evidence: evidence.into(), fix: fix.to_owned(), kind: ErrorKind::Unsupported, code: "store.unfit" }
     }
 }
 
@@ -132,7 +132,7 @@ impl ProbeReport {
         let Some(check) = self.failures().next() else { return Ok(()) };
         let message = format!("the store at {} cannot hold a vault: {}: {}", self.location, check.name, check.evidence);
         let error = Error::new(check.kind, check.code, message);
-        Err(if check.fix.is_empty() { error } else { error.with_hint(check.fix) })
+        Err(if check.fix.is_empty() { error } else { error.with_hint(check.fix.clone()) })
     }
 }
 
@@ -235,7 +235,14 @@ impl Question {
     /// When a request failed in a way that may pass.
     pub(crate) fn note(self, report: &mut ProbeReport, seen: Seen) -> Result<()> {
         let Self { name, code, fix } = self;
-        let check = |outcome, evidence, fix| Check { name, outcome, evidence, fix, kind: ErrorKind::Unsupported, code };
+        let check = |outcome, evidence, fix: &str| Check {
+            name,
+            outcome,
+            evidence,
+            fix: fix.to_owned(),
+            kind: ErrorKind::Unsupported,
+            code,
+        };
         report.checks.push(match seen {
             Ok(evidence) => check(Outcome::Passed, evidence, ""),
             Err(Miss::Warn(evidence)) => check(Outcome::Warned, evidence, fix),
@@ -247,6 +254,9 @@ impl Question {
             }
             Err(Miss::Error(error)) if error.is_transient() => return Err(error.context(name)),
             Err(Miss::Error(error)) => {
+                // Where one right alone may be missing, that is the better advice.
+                let own = [MISSING.name, LISTING.name].contains(&name);
+                let fix = error.hint().filter(|_| !own).unwrap_or(fix);
                 Check { kind: error.kind(), code: error.code(), ..check(Outcome::Failed, error.to_string(), fix) }
             }
         });
@@ -360,9 +370,9 @@ fn refused(error: Error) -> Miss {
 pub(crate) async fn create_only(store: &Store, name: &str, body: &Bytes) -> Seen {
     let other = Bytes::from_static(b"pgvault probe: a PUT that must be refused");
     let wrong = |what: String| Err(Miss::Wrong(what));
-    match store.put_new(name, body.clone()).await? {
-        Put::Created => {}
-        other => return wrong(format!("a new name is said to be taken ({other:?})")),
+    // The same bytes under a name that nobody else has are this PUT's, repeated by somebody in between.
+    if let Put::Different(_) = store.put_new(name, body.clone()).await? {
+        return wrong("a new name is said to be taken".into());
     }
     match store.get_if_exists(name).await? {
         Some(found) if found == *body => {}

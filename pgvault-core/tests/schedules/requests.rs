@@ -10,7 +10,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::future::join_all;
 use object_store::memory::InMemory;
+use pgvault_core::env::Env;
 use pgvault_core::store::{Put, Store, StoreOptions};
+use pgvault_core::testing::conformance::Suite;
 use pgvault_core::testing::{Dice, Fault, FaultyStore, ListOrder, Schedule, objects_of};
 use pgvault_core::{Error, ErrorKind};
 
@@ -251,6 +253,46 @@ async fn run(seed: u64) -> usize {
     }
     assert!(left.keys().all(|name| NAMES.contains(&name.as_str())), "{left:?} ({why})");
     faults
+}
+
+/// The suite under one schedule. Gives what it said, for the count.
+async fn suite(seed: u64) -> &'static str {
+    let schedule = Schedule::new(seed);
+    let why = schedule.to_string();
+    let faulty = FaultyStore::new(Arc::new(InMemory::new())).with_order(ListOrder::Shuffled(seed));
+    faulty.follow(schedule);
+    let options = StoreOptions { attempts: 4, request_timeout: Duration::from_secs(20), ..StoreOptions::default() };
+    let store = Store::new(Arc::new(faulty), "memory:///", options);
+    let suite = Suite::new(store).keys(30).racers(8, 1).large(1000).concurrency(4);
+    // Every request may take all its attempts: hours of a clock that costs nothing.
+    let said = tokio::time::timeout(Duration::from_secs(7 * 86_400), suite.run(&Env::default())).await;
+    match said.unwrap_or_else(|_| panic!("did not end ({why})")) {
+        Ok(report) => {
+            // What fails after the first may be for want of what that one should have made.
+            if let Some(check) = report.failures().next() {
+                let refused = check.evidence.contains("injected") && check.evidence.contains("privileges");
+                assert!(refused, "trouble is taken for unfitness: {check:?} ({why})");
+            }
+            if report.is_ok() { "conforms" } else { "refused" }
+        }
+        Err(error) => {
+            let allowed = error.kind() == ErrorKind::Storage || error.code() == "store.denied";
+            assert!(allowed, "{error:?} ({why})");
+            "trouble"
+        }
+    }
+}
+
+/// A store that conforms is never refused for what it lacks because something goes wrong meanwhile.
+#[test]
+fn no_history_of_faults_makes_a_store_look_unfit() {
+    let (mut said, seeds) = (BTreeMap::new(), seeds(300));
+    let count = seeds.end - seeds.start;
+    for seed in seeds {
+        *said.entry(paused().block_on(suite(seed))).or_insert(0) += 1;
+    }
+    eprintln!("{count} schedules: {said:?}");
+    assert!(count < 100 || said.len() == 3, "{said:?}");
 }
 
 fn paused() -> tokio::runtime::Runtime {

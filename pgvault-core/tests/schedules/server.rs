@@ -128,13 +128,15 @@ fn copy(kind: u8, body: &[u8]) -> Vec<u8> {
     message(b'd', &[&[kind][..], body].concat())
 }
 
+/// A member of an archive: a file, or a folder when its name ends with a slash.
 fn tar(name: &str, content: &[u8]) -> Vec<u8> {
     let mut header = [0_u8; 512];
     header[..name.len()].copy_from_slice(name.as_bytes());
-    for (at, text) in [(100, "0000600 ".to_owned()), (124, format!("{:011o} ", content.len())), (136, "14524747000 ".to_owned())] {
+    let mode = if name.ends_with('/') { "0000700 " } else { "0000600 " };
+    for (at, text) in [(100, mode.to_owned()), (124, format!("{:011o} ", content.len())), (136, "14524747000 ".to_owned())] {
         header[at..at + text.len()].copy_from_slice(text.as_bytes());
     }
-    header[156] = b'0';
+    header[156] = if name.ends_with('/') { b'5' } else { b'0' };
     header[257..265].copy_from_slice(b"ustar\x0000");
     header[148..156].fill(b' ');
     let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
@@ -199,6 +201,9 @@ fn base_backup(data: &Data) -> Vec<u8> {
     all.extend(message(b'H', &[0, 0, 0]));
     all.extend(copy(b'n', b"base.tar\0\0"));
     let mut archive = tar("backup_label", LABEL.as_bytes());
+    for folder in ["global/", "base/", "base/5/", "pg_xact/", "pg_wal/", "pg_tblspc/"] {
+        archive.extend(tar(folder, b""));
+    }
     for (name, bytes) in data.files.iter().filter(|(name, _)| *name != "global/pg_control") {
         archive.extend(tar(name, bytes));
     }

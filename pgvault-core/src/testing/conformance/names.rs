@@ -94,7 +94,10 @@ async fn round_trip(room: &Room<'_>, folder: &str, names: &[String], must: bool)
         match store.get(name).await {
             Ok(found) if found == *body => {}
             Ok(_) => return Err(Miss::Wrong(format!("{name} reads as another name's object"))),
-            Err(error) => return Err(Miss::Wrong(format!("{name} was stored, and does not read: {error}"))),
+            Err(error) if error.kind() == ErrorKind::NotFound => {
+                return Err(Miss::Wrong(format!("{name} was stored, and is missing")));
+            }
+            Err(error) => return Err(error.into()),
         }
         let size = store.head(name).await?.size;
         if size != body.len() as u64 {
@@ -107,7 +110,7 @@ async fn round_trip(room: &Room<'_>, folder: &str, names: &[String], must: bool)
             return Err(Miss::Wrong(format!("{} is listed, and was not stored under that name", object.name)));
         }
         // What a listing says is what reads.
-        if store.get(&object.name).await.ok() != stored.get(&object.name).cloned() {
+        if store.get_if_exists(&object.name).await?.as_ref() != stored.get(&object.name) {
             return Err(Miss::Wrong(format!("{} is listed, and does not read", object.name)));
         }
     }

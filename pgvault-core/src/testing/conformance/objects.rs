@@ -22,7 +22,7 @@ pub(super) async fn create_edges(room: &Room<'_>) -> Seen {
     for (n, first) in bodies.iter().enumerate() {
         for (m, second) in bodies.iter().enumerate().filter(|(m, _)| *m != n) {
             let name = room.name(&format!("{n}-{m}"));
-            if !matches!(room.store().put_new(&name, first.clone()).await?, Put::Created) {
+            if matches!(room.store().put_new(&name, first.clone()).await?, Put::Different(_)) {
                 return wrong(format!("{name} is said to be taken"));
             }
             match room.store().put_new(&name, second.clone()).await? {
@@ -58,9 +58,8 @@ pub(super) async fn repeated(room: &Room<'_>) -> Seen {
             _ => return wrong(format!("writer {n} was told wrongly what became of its PUT")),
         }
     }
-    match room.store().put_new(&name, kept.clone()).await? {
-        Put::Created | Put::Same => {}
-        Put::Different(_) => return wrong("a repeated PUT of the same bytes finds others"),
+    if let Put::Different(_) = room.store().put_new(&name, kept.clone()).await? {
+        return wrong("a repeated PUT of the same bytes finds others");
     }
     Ok("repeated PUTs find their own bytes, and others find that the name is taken".into())
 }
@@ -121,7 +120,8 @@ pub(super) async fn edges(room: &Room<'_>) -> Seen {
     }
     match store.get_range(&room.name("missing"), 0..1).await {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
-        other => return wrong(format!("a range of a missing object: {other:?}")),
+        Err(error) => return Err(error.into()),
+        Ok(bytes) => return wrong(format!("a range of a missing object has {} bytes", bytes.len())),
     }
     Ok(format!("{} ranges are exact, those over the end are refused", ranges.len()))
 }
@@ -141,6 +141,7 @@ async fn same(store: &Store, name: &str, body: &Bytes, range: Range<u64>) -> Res
 async fn behind_the_end(store: &Store, name: &str, range: Range<u64>) -> Result<(), Miss> {
     match store.get_range(name, range.clone()).await {
         Err(error) if error.kind() == ErrorKind::Corrupt => Ok(()),
+        Err(error) if error.is_transient() || error.code() == "store.denied" => Err(error.into()),
         Err(error) => wrong(format!("bytes {} to {}, over the end: {error} ({:?})", range.start, range.end, error.kind())),
         Ok(bytes) => wrong(format!("bytes {} to {}, over the end, are {} bytes", range.start, range.end, bytes.len())),
     }
@@ -212,7 +213,7 @@ pub(super) async fn delete_create(room: &Room<'_>, may_delete: Option<bool>) -> 
     let name = room.name("object");
     for n in 0..10 {
         let body = pattern(100 + n);
-        if !matches!(store.put_new(&name, body.clone()).await?, Put::Created) {
+        if matches!(store.put_new(&name, body.clone()).await?, Put::Different(_)) {
             return wrong(format!("a name that was deleted {n} times is said to be taken"));
         }
         if store.get(&name).await.map_err(|error| unseen(&name, error))? != body {
