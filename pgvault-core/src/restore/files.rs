@@ -263,18 +263,17 @@ async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<
     let relative = layout::pack(Ulid::from_bytes(pack.id));
     let path = cluster.path(&relative);
     let footer_start = pack.size.saturating_sub(TAIL_LEN as u64 + u64::from(pack.footer_len));
-    let footer = cluster.store().get_range(&path, footer_start..pack.size);
+    // Before the reading begins: one that waits for another request while it holds its own could wait for ever.
+    let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(|e| lost(&path, e))?;
     // The header comes first in the pack, so a reading of all of it has it.
     let mut whole = wants_most(pack, wants)
         .then(|| WholePack { reading: cluster.store().read(&path, 0..footer_start), at: 0 })
         .filter(|_| footer_start >= HEADER_LEN as u64);
-    let head = async {
-        match &mut whole {
-            Some(whole) => whole.at(0..HEADER_LEN as u64).await,
-            None => cluster.store().get_range(&path, 0..HEADER_LEN as u64).await,
-        }
+    let head = match &mut whole {
+        Some(whole) => whole.at(0..HEADER_LEN as u64).await,
+        None => cluster.store().get_range(&path, 0..HEADER_LEN as u64).await,
     };
-    let (footer, head) = futures::try_join!(footer, head).map_err(|e| lost(&path, e))?;
+    let head = head.map_err(|e| lost(&path, e))?;
     let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer)
         .map_err(|e| Error::from(e).context(&path))?;
     Ok((OpenPack { path, reader: Arc::new(reader) }, whole))

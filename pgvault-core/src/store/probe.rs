@@ -66,6 +66,11 @@ pub struct Check {
 }
 
 impl Check {
+    /// True when it says that two writers of one name destroy each other's work.
+    pub(crate) fn is_overwriting(&self) -> bool {
+        self.code == OVERWRITES
+    }
+
     /// What another than these questions found out.
     pub(crate) fn new(name: &'static str, outcome: Outcome, evidence: impl Into<String>, fix: &'static str) -> Self {
         Self { name, outcome, evidence: evidence.into(), fix: fix.to_owned(), kind: ErrorKind::Unsupported, code: "store.unfit" }

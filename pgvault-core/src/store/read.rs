@@ -57,7 +57,7 @@ impl Reading {
             return Err(Error::new(ErrorKind::Failed, "store.read", format!("{}: {len} bytes of {has} are wanted", self.name)));
         }
         // A directory has no latency to save, and is fastest when asked for large pieces.
-        if !self.store.counts_itself {
+        if !self.store.is_cloud {
             let range = self.left.start..self.left.start + len;
             self.left.start = range.end;
             return self.store.get_range(&self.name, range).await;
@@ -164,7 +164,7 @@ mod tests {
         let faulty = FaultyStore::new(memory);
         let options = StoreOptions { backoff: Duration::from_millis(1), ..StoreOptions::default() };
         let store = Store::new(Arc::new(faulty.clone()), "test", options);
-        (Store { counts_itself: true, ..store }, faulty)
+        (Store { is_cloud: true, ..store }, faulty)
     }
 
     #[tokio::test]
