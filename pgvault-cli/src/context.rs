@@ -6,7 +6,7 @@ use pgvault_core::config::{self, ClusterConfig, Config, Job};
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{ConnInfo, SystemId};
 use pgvault_core::store::Store;
-use pgvault_core::vault::{Cluster, Vault};
+use pgvault_core::vault::{Cluster, Vault, layout};
 use pgvault_core::{Error, ErrorKind, Result};
 
 use crate::args::{Cli, ClusterArgs, Command};
@@ -46,6 +46,17 @@ impl Context {
         let store = Store::open(&self.config.vault.url, self.config.vault.store_settings(self.job)?)?;
         self.meter.watch(&store);
         Ok(store)
+    }
+
+    /// The store with what its vault says of it, whether or not there is a vault.
+    pub(crate) async fn store_of_vault(&self) -> Result<Store> {
+        let store = self.store()?;
+        match Vault::open(store.clone(), Env::default()).await {
+            Ok(vault) => Ok(vault.store().clone()),
+            Err(error) if error.is_transient() => Err(error),
+            // Not there yet, hidden, or damaged: the names tell what its objects are for all the same.
+            Err(_) => Ok(store.with_classes(layout::class_of)),
+        }
     }
 
     /// The vault, without keys.

@@ -374,7 +374,8 @@ fn r7_h4_a_store_that_goes_away_during_replay_stops_the_server_and_does_not_prom
     wait_until("the segment is asked for", Duration::from_secs(60), || asked.exists());
     site.vaults.set_away(true);
     let _ = site.write("counter/gone", "");
-    let outcome = stopped.wait_until_paused_or_promoted(Duration::from_secs(60));
+    // `wal fetch` is patient with a store that is away.
+    let outcome = stopped.wait_until_paused_or_promoted(Duration::from_secs(180));
     assert!(matches!(outcome, Err(pgvault_verify::process::Error::Ended { .. })), "{outcome:?}");
     assert!(stopped.log_tail().contains("255") || format!("{outcome:?}").contains("255"), "{outcome:?}");
     assert!(pgdata.join("recovery.signal").exists());

@@ -230,7 +230,8 @@ fn r7_h4_a_server_in_recovery_stops_and_does_not_promote_when_the_vault_is_in_tr
     };
     let refuses = |pgdata: &Path, what: &str| {
         let mut server = site.launch(pgdata);
-        let outcome = server.wait_until_paused_or_promoted(Duration::from_secs(60));
+        // `wal fetch` is patient with a store that is away.
+        let outcome = server.wait_until_paused_or_promoted(Duration::from_secs(180));
         assert!(matches!(outcome, Err(pgvault_verify::process::Error::Ended { .. })), "{what}: {outcome:?}");
         assert!(server.log_tail().contains("exit code 255") || format!("{outcome:?}").contains("255"), "{what}: {outcome:?}");
         drop(server);

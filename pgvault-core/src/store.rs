@@ -16,6 +16,7 @@ mod failure;
 mod gate;
 mod http;
 mod keep;
+mod read;
 
 use std::fmt;
 use std::future::Future;
@@ -32,6 +33,8 @@ use object_store::{Attribute, GetOptions, GetResult, ObjectStore, ObjectStoreExt
 use tokio::time::Instant;
 
 pub use gate::{Limits, Requests};
+pub(crate) use keep::oldest_first;
+pub(crate) use read::Reading;
 pub use settings::{Class, Settings, StoreOptions};
 
 use crate::{Error, ErrorKind, Result};
@@ -78,8 +81,8 @@ pub struct Store {
     directory: Option<std::path::PathBuf>,
     /// Tells what an object is for.
     classes: fn(&str) -> Class,
-    /// The layer that sends requests counts them.
-    counts_itself: bool,
+    /// Requests go through [`http`], which counts them.
+    is_cloud: bool,
     /// The store overwrites: a name is looked at before it is written.
     looks_first: bool,
     /// The store keeps versions and may accept several of one name at the same moment: the first counts.
@@ -110,7 +113,7 @@ impl Store {
             prefix: String::new(),
             directory: None,
             classes: |_| Class::Data,
-            counts_itself: false,
+            is_cloud: false,
             looks_first: false,
             settles_by_versions: false,
             refusal: None,
@@ -163,14 +166,19 @@ impl Store {
             guard: opened.guard,
             prefix,
             directory: opened.directory,
-            counts_itself: is_cloud,
+            is_cloud,
             ..Self::of(inner, address.to_owned(), settings)
         })
     }
 
+    /// True when the first version of a name counts; see [`Store::settling_by_versions`].
+    pub(crate) fn settles_by_versions(&self) -> bool {
+        self.settles_by_versions
+    }
+
     /// The same place, with somebody who knows what its objects are for.
     #[must_use]
-    pub(crate) fn with_classes(self, classes: fn(&str) -> Class) -> Self {
+    pub fn with_classes(self, classes: fn(&str) -> Class) -> Self {
         Self { classes, ..self }
     }
 
@@ -267,6 +275,11 @@ impl Store {
                 Ok(Some(found)) => return Ok(Put::Different(found)),
                 // Not there: the attempt failed cleanly, or another's object of that name was deleted in between.
                 Ok(None) => self.describe(error, "create", name),
+                // In an archive tier it cannot be read back. Its length must do.
+                Err(archived) if archived.code() == "store.archived" => match self.head(name).await {
+                    Ok(found) if found.size == size => return Ok(if maybe_ours { Put::Created } else { Put::Same }),
+                    _ => archived,
+                },
                 // Who may only create cannot look; what the PUT said is the better message.
                 Err(_) if permanent => self.describe(error, "create", name),
                 Err(unreadable) => unreadable,
@@ -347,6 +360,19 @@ impl Store {
     async fn received(&self, bytes: &Bytes) {
         self.gate.count_bytes(0, bytes.len() as u64);
         self.gate.download(bytes.len() as u64).await;
+    }
+
+    /// Reads an object whose name others may have written at the same moment, as they all have agreed on it; `None` when the
+    /// store says that there is none.
+    ///
+    /// # Errors
+    /// As [`Store::get_if_exists`].
+    pub(crate) async fn get_agreed(&self, name: &str) -> Result<Option<Bytes>> {
+        let found = self.get_if_exists(name).await?;
+        match found {
+            Some(_) if self.settles_by_versions => self.read_first_version(name).await.map(Some),
+            found => Ok(found),
+        }
     }
 
     /// Reads an object; `None` when the store says that there is none.
@@ -436,26 +462,49 @@ impl Store {
         let failed = |e| self.describe(Failure::new(e), "list", prefix);
         let folder = path(prefix).map_err(failed)?;
         let after = after.map(path).transpose().map_err(failed)?;
-        let metas = self
-            .repeated("list", prefix, || async {
-                self.count(Verb::List);
-                let mut listing = match &after {
-                    Some(after) => self.inner.list_with_offset(Some(&folder), after),
-                    None => self.inner.list(Some(&folder)),
-                };
-                let mut metas = Vec::new();
-                // Each page is a request. All of them together take as long as there are objects.
-                while let Some(meta) = self.bounded(Duration::ZERO, listing.try_next()).await? {
-                    metas.push(meta);
+        let mut metas: Vec<object_store::ObjectMeta> = Vec::new();
+        let (mut begin, mut delays) = (after.clone(), self.delays());
+        // Each page is a request. All of them together take as long as there are objects, so one that fails is asked for again
+        // and not the whole: clouds list by name. Other stores begin anew.
+        while let Err(failure) = self.list_into(&folder, begin.as_ref(), &mut metas).await {
+            match delays.next() {
+                Some(delay) if !failure.is_permanent() => {
+                    tracing::warn!(prefix, error = %failure, "a listing broke off, going on");
+                    self.back_off(delay).await;
                 }
-                Ok(metas)
-            })
-            .await?;
+                _ => return Err(self.describe(failure, "list", prefix)),
+            }
+            let last = metas.iter().map(|meta| &meta.location).max().cloned();
+            if !self.is_cloud {
+                metas.clear();
+            } else if last.is_some() && last != begin {
+                (begin, delays) = (last, self.delays());
+            }
+        }
         let mut found = metas.iter().map(info).collect::<Result<Vec<_>>>()?;
         // Azurite takes `startFrom` and ignores it. Whoever asks must not depend on where a store begins.
         found.retain(|object| after.as_ref().is_none_or(|after| object.name.as_str() > after.as_ref()));
         found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.dedup_by(|a, b| a.name == b.name);
         Ok(found)
+    }
+
+    /// Adds what is listed, and stops at the first request that fails.
+    async fn list_into(
+        &self,
+        folder: &Path,
+        after: Option<&Path>,
+        metas: &mut Vec<object_store::ObjectMeta>,
+    ) -> Result<(), Failure> {
+        self.count(Verb::List);
+        let mut listing = match after {
+            Some(after) => self.inner.list_with_offset(Some(folder), after),
+            None => self.inner.list(Some(folder)),
+        };
+        while let Some(meta) = self.bounded(Duration::ZERO, listing.try_next()).await? {
+            metas.push(meta);
+        }
+        Ok(())
     }
 
     /// The names one level below a prefix that have something below them.
@@ -524,17 +573,18 @@ impl Store {
         }
     }
 
-    /// The waits between attempts; they end when the patience does.
+    /// The waits between attempts. They end when the patience does, which begins with the first failure: whoever waited for
+    /// his turn, or for a large object to go through a small line, has not lost any of it.
     fn delays(&self) -> impl Iterator<Item = Duration> + Send + use<> {
         let options = self.settings.options;
-        let begun = Instant::now();
         let delays = ExponentialBuilder::default()
             .with_min_delay(options.backoff)
             .with_max_delay(Duration::from_secs(30))
             .with_max_times(options.attempts.saturating_sub(1) as usize)
             .with_jitter()
             .build();
-        delays.take_while(move |delay| begun.elapsed() + *delay < options.patience)
+        let mut begun = None;
+        delays.take_while(move |delay| begun.get_or_insert_with(Instant::now).elapsed() + *delay < options.patience)
     }
 
     async fn back_off(&self, delay: Duration) {
@@ -543,7 +593,7 @@ impl Store {
     }
 
     fn count(&self, verb: Verb) {
-        if !self.counts_itself {
+        if !self.is_cloud {
             self.gate.count(verb);
         }
     }

@@ -85,7 +85,11 @@ impl Vault {
             Ok(vault) => {
                 vault.ensure_may(Purpose::Write)?;
                 if !features::has_for_writers(&vault.document.features, features::SINGLE_WRITER) {
-                    probe(&vault.store, &vault.env).await?.ensure()?;
+                    let report = probe(&vault.store, &vault.env).await?;
+                    report.ensure()?;
+                    if report.first_version_counts() && !vault.store.settles_by_versions() {
+                        return Err(versions_came_later(vault.store.location()));
+                    }
                 }
                 Ok((vault, false))
             }
@@ -112,7 +116,13 @@ impl Vault {
         let (vault, created) = match Self::open(store.clone(), env.clone()).await {
             Ok(vault) => (vault, false),
             Err(error) if error.code() == NO_VAULT => {
-                Self::make(store.looking_first(), env, features::for_writers(features::SINGLE_WRITER)).await?
+                let store = store.looking_first();
+                let report = probe(&store, &env).await?;
+                // That it overwrites is known. Everything else counts all the same.
+                if report.failures().any(|check| !check.is_overwriting()) {
+                    report.ensure()?;
+                }
+                Self::make(store, env, features::for_writers(features::SINGLE_WRITER)).await?
             }
             Err(error) => return Err(error),
         };
@@ -135,11 +145,12 @@ impl Vault {
             suite: SUITE.into(),
             features,
         };
-        let created = match store.put_new(VAULT_DOCUMENT, document::encode(&document)?.into()).await? {
-            Put::Created | Put::Same => true,
-            Put::Different(_) => false,
-        };
-        Ok((Self::open(store, env).await?, created))
+        let bytes = Bytes::from(document::encode(&document)?);
+        // Not read again: what is on top at this moment may be another's, who has not yet found out that he came second.
+        match store.put_new(VAULT_DOCUMENT, bytes.clone()).await? {
+            Put::Created | Put::Same => Ok((Self::of_document(store, env, &bytes)?, true)),
+            Put::Different(kept) => Ok((Self::of_document(store, env, &kept)?, false)),
+        }
     }
 
     /// Opens a vault. When it has features that this version would have to know to write, nothing can be written through it.
@@ -153,7 +164,17 @@ impl Vault {
             return Err(Error::new(ErrorKind::NoVault, NO_VAULT, format!("there is no vault at {}", store.location()))
                 .with_hint("check vault.url, or create the vault with `pgvault init`"));
         };
-        let document: VaultDocument = document::parse("vault.json", &bytes)?;
+        let vault = Self::of_document(store, env, &bytes)?;
+        if !vault.store.settles_by_versions() {
+            return Ok(vault);
+        }
+        // Only now is it known that the first version counts.
+        let agreed = vault.store.get_agreed(VAULT_DOCUMENT).await?.unwrap_or(bytes);
+        Self::of_document(vault.store, vault.env, &agreed)
+    }
+
+    fn of_document(store: Store, env: Env, bytes: &[u8]) -> Result<Self> {
+        let document: VaultDocument = document::parse("vault.json", bytes)?;
         if document.format != VAULT_FORMAT || document.major != 1 || document.suite != SUITE {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -174,7 +195,7 @@ impl Vault {
             Ok(()) => store,
             Err(refusal) => store.refusing_writes(&refusal),
         };
-        Ok(Self { store, env, document: Arc::new(document), document_sha256: Sha256::digest(&bytes).into() })
+        Ok(Self { store, env, document: Arc::new(document), document_sha256: Sha256::digest(bytes).into() })
     }
 
     /// Makes sure that this version knows every feature that it must know for `purpose`. What reads and writes need not ask; what
@@ -248,6 +269,17 @@ impl Vault {
             vault_document: self.document_sha256,
         }
     }
+}
+
+/// Why a vault that several may write to cannot stay on a bucket that has begun to keep versions.
+pub(crate) fn versions_came_later(location: &str) -> Error {
+    let why = format!(
+        "the bucket of {location} keeps versions and accepts several of one name at the same moment, which the vault does not know"
+    );
+    Error::new(ErrorKind::Unsupported, "store.first_version", why).with_hint(
+        "versioning was switched on after the vault was made: make sure that only one program writes to it, and make a new vault on a \
+         bucket that has versions from the start",
+    )
 }
 
 /// Makes the absence of something that a committed backup names the damage that it is.

@@ -12,7 +12,7 @@ use crate::output::Printer;
 
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &DoctorArgs) -> Result<Status> {
     let context = Context::load(cli)?;
-    let report = examine_store(&context.store()?, &Env::default(), args.read_only).await?;
+    let report = examine_store(&context.store_of_vault().await?, &Env::default(), args.read_only).await?;
     printer.line(report.to_string().trim_end());
     let result = if report.is_ok() { "passed" } else { "failed" };
     printer.summary(&json!({ "result": result, "store": report.location, "checks": report.checks }));

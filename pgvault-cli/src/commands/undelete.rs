@@ -11,13 +11,14 @@ use crate::output::{Printer, bytes};
 
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &UndeleteArgs) -> Result<Status> {
     let context = Context::load(cli)?;
-    let store = context.store()?;
+    let store = context.store_of_vault().await?;
     let mut hidden = find(&store, &args.prefix).await?;
     if let Some(since) = args.since {
         hidden.retain(|object| object.since.is_none_or(|at| at >= since));
     }
     let (slots, hidden): (Vec<_>, Vec<_>) =
         hidden.into_iter().partition(|object| object.is_key_slot() && object.harm == Harm::Deleted && !args.with_keys);
+    let mut failed = Vec::new();
     for object in &hidden {
         let what = match object.harm {
             Harm::Deleted => "deleted",
@@ -25,8 +26,12 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &UndeleteArgs) -> Re
         };
         let at = object.since.map_or_else(String::new, |at| format!(" {at}"));
         printer.line(format_args!("{what}{at}  {}  {}", bytes(object.size), object.name));
-        if !args.dry_run {
-            bring_back(&store, object).await.map_err(|error| error.context("bring back"))?;
+        if !args.dry_run
+            && let Err(error) = bring_back(&store, object).await
+        {
+            // One that cannot be brought back must not keep the others hidden.
+            printer.warn(format_args!("{}: {error}", object.name));
+            failed.push(&object.name);
         }
     }
     if !slots.is_empty() {
@@ -37,10 +42,10 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &UndeleteArgs) -> Re
         ));
     }
     let done = if args.dry_run { "would be brought back" } else { "brought back" };
-    printer.line(format_args!("{} objects {done}", hidden.len()));
+    printer.line(format_args!("{} objects {done}", hidden.len() - failed.len()));
     if !args.dry_run && !hidden.is_empty() {
         printer.line("now run `pgvault check`: it reads everything and says what is still missing");
     }
-    printer.summary(&json!({ "dry_run": args.dry_run, "objects": hidden, "key_slots_left": slots }));
-    Ok(Status::Done)
+    printer.summary(&json!({ "dry_run": args.dry_run, "objects": hidden, "failed": failed, "key_slots_left": slots }));
+    Ok(if failed.is_empty() { Status::Done } else { Status::Incomplete })
 }

@@ -38,7 +38,7 @@ print(auth.signature(auth.string_to_sign(request, canonical), request))
             "authorization": request.headers["authorization"], "headers": request.headers,
             "url": format!("{}{}", service.front.url(), request.path), "body": String::from_utf8(request.body.clone()).unwrap(),
         });
-        let input = service._folder.path().join("request.json");
+        let input = service.folder.path().join("request.json");
         std::fs::write(&input, given.to_string()).unwrap();
         let output = Command::new(real::python())
             .args(["-c", &script.replace("REGION", region)])

@@ -2,7 +2,6 @@
 //! Vault and Google Cloud KMS by stand-ins of our own. What goes wrong is the same four times; see [`mini`].
 
 #![expect(clippy::unwrap_used, clippy::format_push_string, unreachable_pub, reason = "a test; its modules are shared")]
-#![cfg(feature = "kms")]
 
 mod azure;
 #[path = "../common/mod.rs"]

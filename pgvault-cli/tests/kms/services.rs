@@ -32,7 +32,7 @@ pub struct Service {
     pub disable: Box<dyn Fn(bool)>,
     /// Gives the first key a new version, for what is wrapped from now on.
     pub rotate: Box<dyn Fn()>,
-    pub _folder: TempDir,
+    pub folder: TempDir,
 }
 
 fn counter() -> u32 {
@@ -73,7 +73,7 @@ pub fn aws() -> Service {
             drop(real::aws(if disabled { "DisableKey" } else { "EnableKey" }, &json!({ "KeyId": changed })));
         }),
         rotate: Box::new(move || drop(real::aws("RotateKeyOnDemand", &json!({ "KeyId": rotated })))),
-        _folder: TempDir::new().unwrap(),
+        folder: TempDir::new().unwrap(),
     }
 }
 
@@ -102,7 +102,7 @@ pub fn transit() -> Service {
             drop(real::bao("POST", &format!("team/transit/keys/{changed}/config"), &json!({ "min_decryption_version": version })));
         }),
         rotate: Box::new(move || drop(real::bao("POST", &format!("team/transit/keys/{rotated}/rotate"), &json!({})))),
-        _folder: TempDir::new().unwrap(),
+        folder: TempDir::new().unwrap(),
     }
 }
 
@@ -129,7 +129,7 @@ pub fn azure() -> Service {
         disable: Box::new(move |disabled| changed.enable("first", !disabled)),
         rotate: Box::new(move || rotated.add_key("first")),
         front: azure.front,
-        _folder: TempDir::new().unwrap(),
+        folder: TempDir::new().unwrap(),
     }
 }
 
@@ -154,6 +154,6 @@ pub fn gcp() -> Service {
         // Which version decrypts is the service's own business.
         rotate: Box::new(|| {}),
         front: gcp.front,
-        _folder: folder,
+        folder,
     }
 }

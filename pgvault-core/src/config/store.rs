@@ -201,6 +201,14 @@ impl VaultConfig {
         if limits.requests == 0 || limits.upload == Some(0) || limits.download == Some(0) {
             return Err(usage("vault.limits: nothing can be done with 0; leave a limit out to have none"));
         }
+        for (name, class) in [("wal", &self.storage_class.wal), ("meta", &self.storage_class.meta)] {
+            // What is read back right after it was written, or first of all in a disaster, must not have to be thawed.
+            if class.as_deref().is_some_and(|class| ["GLACIER", "DEEP_ARCHIVE", "Archive"].contains(&class)) {
+                return Err(usage(&format!(
+                    "vault.storage_class.{name}: an archive tier cannot be read at once; only data may go there"
+                )));
+            }
+        }
         let mut placement = BTreeMap::new();
         for class in [Class::Data, Class::Wal, Class::Meta] {
             let tags = self.tags.get(class).unwrap_or_default();
@@ -341,6 +349,7 @@ mod tests {
             "[vault.s3]\nencryption = 'rot13'",
             "[vault.azure]\naccess_key_file = '/nowhere'",
             "[vault.gcs]\nfolder = 'x'",
+            "[vault.storage_class]\nwal = 'GLACIER'",
         ] {
             assert_eq!(settings(bad, Job::Other).unwrap_err().kind(), ErrorKind::Usage, "{bad}");
         }

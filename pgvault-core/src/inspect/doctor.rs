@@ -11,6 +11,7 @@ use crate::store::guard::BucketRules;
 use crate::store::probe::{Check, Outcome, ProbeReport, probe};
 use crate::store::retention::Lock;
 use crate::store::{Put, Store};
+use crate::vault::{layout, versions_came_later};
 use crate::{Error, ErrorKind, Result};
 
 /// Clocks that differ by more than this deserve a look.
@@ -33,6 +34,11 @@ pub async fn examine_store(store: &Store, env: &Env, read_only: bool) -> Result<
         report
     } else {
         let mut report = probe(store, env).await?;
+        if report.first_version_counts() && vault_is_there(store).await? && !store.settles_by_versions() {
+            let error = versions_came_later(store.location());
+            let fix = "make sure that only one program writes, and make a new vault on a bucket that has versions from the start";
+            add(&mut report, "first_version", Outcome::Failed, error.to_string(), fix);
+        }
         rights(store, env, &mut report).await?;
         locks(store, env, &mut report).await?;
         report
@@ -43,6 +49,10 @@ pub async fn examine_store(store: &Store, env: &Env, read_only: bool) -> Result<
     }
     skew(store, &mut report);
     Ok(report)
+}
+
+async fn vault_is_there(store: &Store) -> Result<bool> {
+    Ok(store.get_if_exists(layout::VAULT_DOCUMENT).await?.is_some())
 }
 
 fn add(report: &mut ProbeReport, name: &'static str, outcome: Outcome, evidence: impl Into<String>, fix: &'static str) {
@@ -210,6 +220,17 @@ async fn locks(store: &Store, env: &Env, report: &mut ProbeReport) -> Result<()>
         Err(error) => {
             add(report, "locks", Outcome::Failed, format!("the lock cannot be read back: {error}"), "see docs/stores.md");
             return Ok(());
+        }
+    }
+    // As each backup does it to what it needs.
+    let longer = Lock { until: until(PROBE_LOCK + SignedDuration::from_secs(30))?, ..lock };
+    match store.keep_until(&name, &longer).await {
+        Ok(()) => add(report, "extend_lock", Outcome::Passed, "a lock can be made longer", ""),
+        Err(error) if error.is_transient() => return Err(error),
+        Err(error) => {
+            let fix =
+                "backups need it at their end: give the writer the right (s3:PutObjectRetention, storage.objects.setRetention)";
+            add(report, "extend_lock", Outcome::Failed, format!("a lock cannot be made longer: {error}"), fix);
         }
     }
     let shorter = Lock { until: until(SignedDuration::from_secs(30))?, ..lock };

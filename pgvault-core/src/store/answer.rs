@@ -41,6 +41,8 @@ pub(super) enum Verdict {
     Archived,
     /// The object ends before the range begins.
     BehindEnd,
+    /// The bucket is in another region.
+    Elsewhere,
     /// The store cannot do this.
     Unsupported,
     /// The request was wrong in another way.
@@ -61,12 +63,21 @@ impl Answer {
             | "OperationAborted"
             | "ConditionalRequestConflict"
             | "ExpiredToken"
+            | "Throttling"
+            | "ThrottlingException"
+            | "IncompleteBody"
+            | "BadDigest"
             | "TokenRefreshRequired" => return Verdict::Transient,
             "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted" | "ResourceNotFound" | "InvalidBucketName" => {
                 return Verdict::NoBucket;
             }
-            "NoSuchKey" | "NoSuchVersion" | "BlobNotFound" => return Verdict::Missing,
+            "NoSuchKey" | "NoSuchVersion" | "BlobNotFound" | "notFound" | "NoSuchObject" => return Verdict::Missing,
             "InvalidObjectState" | "BlobArchived" | "BlobBeingRehydrated" => return Verdict::Archived,
+            "PermanentRedirect" | "AuthorizationHeaderMalformed" | "IllegalLocationConstraintException" => {
+                return Verdict::Elsewhere;
+            }
+            // A URL that is signed has a time at which it ends.
+            _ if self.message.contains("Request has expired") => return Verdict::Skewed,
             // With 400 as well, although it is about the credentials.
             "InvalidToken" => return Verdict::Denied,
             "NotImplemented" | "UnsupportedHeader" => return Verdict::Unsupported,
@@ -93,6 +104,10 @@ impl Answer {
     pub(super) fn parse(status: u16, code: Option<&str>, request_id: &str, body: &[u8]) -> Self {
         let mut answer =
             Self { status, code: code.unwrap_or_default().into(), message: String::new(), request_id: request_id.into() };
+        if body.first() == Some(&b'{') {
+            answer.read_json(body);
+            return answer;
+        }
         let mut reader = quick_xml::Reader::from_reader(body);
         let (mut element, mut depth) = (Vec::new(), 0_u32);
         loop {
@@ -105,7 +120,8 @@ impl Answer {
                     depth = depth.saturating_sub(1);
                     element.clear();
                 }
-                Ok(Event::Text(text)) if depth == 2 => {
+                // Credential services put it a level deeper.
+                Ok(Event::Text(text)) if depth >= 2 => {
                     let text = String::from_utf8_lossy(&text).trim().chars().take(300).collect::<String>();
                     match element.as_slice() {
                         b"Code" if answer.code.is_empty() => answer.code = text,
@@ -119,6 +135,16 @@ impl Answer {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Google's JSON API: `{"error": {"message": ..., "errors": [{"reason": ...}]}}`.
+    fn read_json(&mut self, body: &[u8]) {
+        let Ok(read) = serde_json::from_slice::<serde_json::Value>(body) else { return };
+        let text = |at: &str| read.pointer(at).and_then(serde_json::Value::as_str).unwrap_or_default().chars().take(300).collect();
+        if self.code.is_empty() {
+            self.code = text("/error/errors/0/reason");
+        }
+        self.message = text("/error/message");
     }
 
     /// The refusal among the causes of an error.
@@ -135,6 +161,25 @@ pub(super) fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<I
         next = error.source();
         Some(error)
     })
+}
+
+/// Why these bytes are no page of a listing; `None` for one.
+pub(super) fn not_a_listing(body: &[u8]) -> Option<&'static str> {
+    let mut reader = quick_xml::Reader::from_reader(body);
+    let root = loop {
+        match reader.read_event() {
+            Ok(Event::Start(root) | Event::Empty(root)) => break root.local_name().as_ref().to_vec(),
+            Ok(Event::Eof) | Err(_) => break Vec::new(),
+            Ok(_) => {}
+        }
+    };
+    if !matches!(root.as_slice(), b"ListBucketResult" | b"EnumerationResults") {
+        return Some("what came is no listing");
+    }
+    // A server that only knows the first version of this request has no token, and would begin anew for ever or end early.
+    let text = String::from_utf8_lossy(body);
+    let truncated = text.contains("<IsTruncated>true</IsTruncated>");
+    (truncated && !text.contains("<NextContinuationToken>")).then_some("the listing goes on, and does not say where")
 }
 
 /// True for the beginning of a document whose root is `<Error>`.
@@ -183,7 +228,11 @@ mod tests {
             b"\xef\xbb\xbf<?xml version=\"1.0\"?><Error><Code>BlobImmutableDueToPolicy</Code><Message>No.\nRequestId:x</Message></Error>";
         let answer = Answer::parse(409, None, "r", azure);
         assert_eq!((answer.verdict(), answer.message.as_str()), (Verdict::Immutable, "No."));
-        for page in [&b"<html><body><h1>Bad Gateway</h1></body></html>"[..], b"", b"\xff\xfe<", b"<Error><Code>"] {
+        let google =
+            br#"{"error":{"code":404,"message":"No such object: b/o","errors":[{"reason":"notFound","domain":"global"}]}}"#;
+        let answer = Answer::parse(404, None, "", google);
+        assert_eq!((answer.verdict(), answer.message.as_str()), (Verdict::Missing, "No such object: b/o"));
+        for page in [&b"{\"error\":"[..], b"<html><body><h1>Bad Gateway</h1></body></html>", b"", b"\xff\xfe<", b"<Error><Code>"] {
             let answer = Answer::parse(502, None, "", page);
             assert_eq!((answer.code.as_str(), answer.verdict()), ("", Verdict::Transient));
         }
@@ -200,6 +249,27 @@ mod tests {
         assert_eq!(verdict(404, "NoSuchBucket"), Verdict::NoBucket);
         assert_eq!(verdict(400, "InvalidArgument"), Verdict::Wrong);
         assert_eq!(verdict(501, "NotImplemented"), Verdict::Unsupported);
+    }
+
+    /// T1: absence is decided by listings, so a page of something else is none.
+    #[test]
+    fn t1_a_listing_is_known_by_its_root_and_its_end() {
+        for good in [
+            "<?xml version=\"1.0\"?><ListBucketResult xmlns=\"x\"><IsTruncated>false</IsTruncated></ListBucketResult>",
+            "<ListBucketResult><IsTruncated>true</IsTruncated><NextContinuationToken>t</NextContinuationToken></ListBucketResult>",
+            "\u{feff}<?xml version=\"1.0\"?><EnumerationResults><Blobs/><NextMarker/></EnumerationResults>",
+        ] {
+            assert_eq!(not_a_listing(good.as_bytes()), None, "{good}");
+        }
+        for bad in [
+            "",
+            "<html><body><h1>200 OK</h1></body></html>",
+            "<ListAllMyBucketsResult/>",
+            "<ListBucketResult><IsTruncated>true</IsTruncated><NextMarker>m</NextMarker></ListBucketResult>",
+            "<Error><Code>InternalError</Code></Error>",
+        ] {
+            assert!(not_a_listing(bad.as_bytes()).is_some(), "{bad}");
+        }
     }
 
     /// T7: what says 200 and holds an error is an error; a listing that mentions one is not.

@@ -79,9 +79,17 @@ pub(super) fn client_options(settings: &Settings, allow_http: bool, proxy: Optio
         }
     }
     if let Some(proxy) = settings.proxy.clone().or(proxy) {
-        options = options.with_proxy_url(proxy);
+        options = options.with_proxy_url(proxy).with_proxy_excludes(not_by_proxy());
     }
     Ok(options)
+}
+
+/// What gives a machine its credentials is on the machine or next to it, and a proxy would ask for its own.
+fn not_by_proxy() -> String {
+    const METADATA: &str =
+        "169.254.169.254,169.254.170.2,169.254.170.23,fd00:ec2::254,metadata.google.internal,localhost,127.0.0.1";
+    let more = ["NO_PROXY", "no_proxy"].into_iter().find_map(|name| std::env::var(name).ok()).filter(|more| !more.is_empty());
+    more.map_or_else(|| METADATA.to_owned(), |more| format!("{METADATA},{more}"))
 }
 
 /// The layer under a client.
@@ -96,8 +104,7 @@ pub(super) fn no_retries() -> RetryConfig {
     RetryConfig { max_retries: 0, ..RetryConfig::default() }
 }
 
-/// The host and port of an endpoint.
+/// The host and port of an endpoint, as requests to it have them.
 pub(super) fn authority_of(endpoint: &str) -> Option<String> {
-    let uri: http::Uri = endpoint.parse().ok()?;
-    uri.authority().map(|authority| authority.as_str().to_owned())
+    super::http::host_of(&endpoint.parse().ok()?)
 }

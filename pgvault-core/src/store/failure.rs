@@ -10,6 +10,13 @@ const LATER: &str = "the store may answer later; nothing is lost, run the comman
 const DENIED: &str = "check the credentials and rights for the vault";
 const DELETE: &str = "only the pruner's credentials may delete, and not before retention ends";
 
+const NO_CREDENTIALS: &str = "no credentials are configured, and the machine has none to give: see docs/stores.md";
+
+/// True for an error of one of the addresses at which a machine is given its credentials.
+fn asks_for_credentials(what: &str) -> bool {
+    ["169.254.169.254", "169.254.170.", "metadata.google.internal"].iter().any(|address| what.contains(address))
+}
+
 /// One failed request.
 #[derive(Debug)]
 pub(super) struct Failure(object_store::Error);
@@ -95,6 +102,9 @@ impl Failure {
             (Some(Verdict::NoBucket), _) => {
                 (ErrorKind::NoVault, "store.no_bucket", "check vault.url; pgvault does not create buckets or containers")
             }
+            (Some(Verdict::Elsewhere), _) => {
+                (ErrorKind::Usage, "store.region", "set vault.s3.region (or AWS_REGION) to the bucket's region")
+            }
             (Some(Verdict::Archived), _) => {
                 (ErrorKind::Failed, "store.archived", "bring the object back from its archive tier first, then repeat the command")
             }
@@ -108,6 +118,7 @@ impl Failure {
             (None, _) if self.is_untrusted() => {
                 (ErrorKind::Failed, "store.untrusted", "name the file with the store's certificate authority in vault.ca_file")
             }
+            (None, _) if asks_for_credentials(&what) => (ErrorKind::Storage, "store.no_credentials", NO_CREDENTIALS),
             (None, _) => (ErrorKind::Storage, "store.failed", LATER),
         };
         let error = Error::new(kind, code, message).with_source(self.0);

@@ -4,7 +4,6 @@
 //! the bucket or container, with the vault's prefix.
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use jiff::Timestamp;
 
 use super::retention::{Lock, LockMode};
@@ -26,6 +25,8 @@ pub struct Version {
     pub size: u64,
     /// What the store compares versions by; empty when it says nothing. Equal ones hold the same bytes.
     pub etag: String,
+    /// Its place in the order of writing, where the provider numbers versions.
+    pub generation: Option<u64>,
 }
 
 /// What a bucket or container does by itself.
@@ -69,9 +70,6 @@ pub(super) trait Guard: std::fmt::Debug + Send + Sync {
         prefix: &str,
         after: Option<VersionsPage>,
     ) -> object_store::Result<(Vec<Version>, Option<VersionsPage>)>;
-
-    /// The bytes of one version.
-    async fn get_version(&self, path: &str, version: &str) -> object_store::Result<Bytes>;
 
     /// Tries to delete one version for good. For finding out whether the credentials may; on an object of no use.
     async fn delete_version(&self, path: &str, version: &str) -> object_store::Result<()>;

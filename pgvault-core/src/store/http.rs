@@ -26,13 +26,16 @@ use object_store::client::{
 
 use tokio::time::{Instant, Sleep};
 
-use super::answer::{Answer, MAX_BODY, Verdict, is_error_document};
+use super::answer::{self, Answer, MAX_BODY, Verdict, is_error_document};
 use super::gate::{Gate, Verb};
 use super::retention::Lock;
 use crate::clock::Clock;
 
 /// Slowest upload that is not taken for one that hangs, in bytes a second.
 pub(super) const SLOWEST_UPLOAD: u64 = 128 << 10;
+
+/// Most of a page of a listing that is read: a thousand names of a thousand bytes take a tenth.
+const MAX_LISTING: usize = 16 << 20;
 
 /// Adds a provider's retention headers to a PUT.
 #[async_trait]
@@ -112,10 +115,20 @@ impl HttpService for Service {
                 Method::GET => kind_of(&parts.headers).contains("xml"),
                 _ => is_xml(&parts.headers),
             };
+            if verb == Verb::List {
+                // Whoever lists takes what is not there for absent, so a listing has to be one, and whole.
+                let bytes = collect(body, MAX_LISTING).await?;
+                if let Some(why) = answer::not_a_listing(&bytes) {
+                    let answer = answer_of(parts.status, &parts.headers, &bytes);
+                    let message = if answer.code.is_empty() { why.to_owned() } else { answer.message.clone() };
+                    return Err(self.connector.refuse(Answer { status: 502, message, ..answer }, &parts.headers));
+                }
+                return Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(bytes)));
+            }
             if !suspicious {
                 return Ok(HttpResponse::from_parts(parts, body));
             }
-            let bytes = collect(body, usize::MAX).await?;
+            let bytes = collect(body, MAX_LISTING).await?;
             if !is_error_document(&bytes) {
                 return Ok(HttpResponse::from_parts(parts, HttpResponseBody::from(bytes)));
             }
@@ -126,8 +139,8 @@ impl HttpService for Service {
             }
             return Err(self.connector.refuse(answer, &parts.headers));
         }
-        // Redirects and preconditions: the client above knows what they mean.
-        if matches!(parts.status.as_u16(), 300..=399 | 412) {
+        // Not modified and preconditions: the client above knows what they mean.
+        if matches!(parts.status.as_u16(), 304 | 412) {
             return Ok(HttpResponse::from_parts(parts, body));
         }
         let bytes = collect(body, MAX_BODY).await?;
@@ -136,7 +149,9 @@ impl HttpService for Service {
             StatusCode::CONFLICT => answer.verdict() != Verdict::Immutable,
             StatusCode::NOT_FOUND if method == Method::HEAD => answer.verdict() != Verdict::NoBucket,
             // The store itself says which name it does not have; a balancer in front of it does not know.
-            StatusCode::NOT_FOUND => !answer.code.is_empty() && answer.verdict() != Verdict::NoBucket,
+            // Of a bucket's settings it says what is not set, in many ways.
+            StatusCode::NOT_FOUND if verb == Verb::Other => !answer.code.is_empty() && answer.verdict() != Verdict::NoBucket,
+            StatusCode::NOT_FOUND => answer.verdict() == Verdict::Missing,
             _ => false,
         };
         if passes_on {
@@ -146,6 +161,11 @@ impl HttpService for Service {
             (StatusCode::NOT_FOUND, "") => {
                 Answer { status: 502, message: "a 404 that names no code: not the store's own".into(), ..answer }
             }
+            (status, _) if status.is_redirection() => {
+                let region = parts.headers.get("x-amz-bucket-region").and_then(|region| region.to_str().ok());
+                let message = region.map_or_else(|| "the bucket is elsewhere".to_owned(), |r| format!("the bucket is in {r}"));
+                Answer { code: "PermanentRedirect".into(), message, ..answer }
+            }
             _ => answer,
         };
         Err(self.connector.refuse(answer, &parts.headers))
@@ -154,10 +174,10 @@ impl HttpService for Service {
 
 impl Connector {
     fn is_store(&self, uri: &Uri) -> bool {
-        let authority = uri.authority().map(http::uri::Authority::as_str).unwrap_or_default();
+        let asked = host_of(uri).unwrap_or_default();
         self.hosts
             .iter()
-            .any(|host| authority.strip_suffix(host.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.')))
+            .any(|host| asked.strip_suffix(host.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.')))
     }
 
     fn refuse(&self, answer: Answer, headers: &HeaderMap) -> HttpError {
@@ -174,6 +194,16 @@ impl Connector {
             self.gate.note_clock(theirs.timestamp().as_millisecond() - self.clock.now().as_millisecond());
         }
     }
+}
+
+/// A host in small letters and its port, which need not be named.
+pub(super) fn host_of(uri: &Uri) -> Option<String> {
+    let port = uri.port_u16().or_else(|| match uri.scheme_str() {
+        Some("https") => Some(443),
+        Some("http") => Some(80),
+        _ => None,
+    })?;
+    Some(format!("{}:{port}", uri.host()?.to_ascii_lowercase()))
 }
 
 /// The pause that an answer asks for. A date is not understood: no store sends one.
@@ -297,10 +327,14 @@ mod tests {
             clock: Arc::new(crate::clock::SystemClock),
             waits: Waits { first_byte: Duration::ZERO, idle: Duration::ZERO },
             dress: None,
-            hosts: ["amazonaws.com".to_owned(), "127.0.0.1:9000".to_owned()].into(),
+            hosts: ["s3.eu-west-1.amazonaws.com:443".to_owned(), "127.0.0.1:9000".to_owned()].into(),
         };
         let is = |uri: &str| connector.is_store(&uri.parse().unwrap());
         assert!(is("https://b.s3.eu-west-1.amazonaws.com/x") && is("http://127.0.0.1:9000/x"));
-        assert!(!is("http://169.254.169.254/latest") && !is("https://evilamazonaws.com/") && !is("http://127.0.0.1:90001/"));
+        assert!(is("https://S3.eu-west-1.amazonaws.com:443/x"));
+        assert!(
+            !is("http://169.254.169.254/latest") && !is("https://evils3.eu-west-1.amazonaws.com/") && !is("http://127.0.0.1:9001/")
+        );
+        assert!(!is("https://sts.eu-west-1.amazonaws.com/"), "it gives credentials");
     }
 }

@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
-use object_store::{ObjectStore, PutMode, PutOptions, PutPayload};
+use object_store::{GetOptions, ObjectStore, PutMode, PutOptions, PutPayload};
 
+use super::failure::Failure;
 use super::gate::Verb;
 use super::guard::{BucketRules, Guard, Version};
 use super::retention::{Immutability, Lock, LockMode};
@@ -17,6 +18,17 @@ use crate::{Error, ErrorKind, Result};
 
 /// Locks that are looked at and made longer at the same time.
 const AT_ONCE: usize = 16;
+
+/// Puts the versions of one name, as they were listed, in the order in which they were stored. Their times do not tell: they are
+/// taken before that, and have no fine grain. S3 lists the newest first (`ListObjectVersions`), Google the oldest, with
+/// generations that grow.
+pub(crate) fn oldest_first(versions: &mut [Version]) {
+    if versions.iter().all(|version| version.generation.is_some()) {
+        versions.sort_by_key(|version| version.generation);
+    } else {
+        versions.reverse();
+    }
+}
 
 impl Store {
     /// The locks that are asked for.
@@ -59,11 +71,24 @@ impl Store {
         if found.is_some_and(|found| found.covers(wanted)) {
             return Ok(());
         }
-        // A stronger lock that ends too early stays as strong.
-        let mode = found.map_or(wanted.mode, |found| if found.mode == wanted.mode { wanted.mode } else { LockMode::Compliance });
         let until = found.map_or(wanted.until, |found| wanted.until.max(found.until));
-        let lock = Lock { mode, until };
-        self.guarded("lock", name, || guard.set_lock(&path, &lock)).await
+        let set = async |mode| {
+            let lock = Lock { mode, until };
+            self.guarded("lock", name, || guard.set_lock(&path, &lock)).await
+        };
+        match found.map(|found| found.mode) {
+            // A stronger lock that ends too early stays as strong.
+            Some(LockMode::Compliance) => set(LockMode::Compliance).await,
+            Some(LockMode::Governance) if wanted.mode == LockMode::Compliance => match set(LockMode::Compliance).await {
+                // To make it stronger may take a right that no writer should have: it also makes locks shorter.
+                Err(error) if !error.is_transient() => {
+                    tracing::warn!(name, %error, "a lock in governance mode was made longer, and not stronger");
+                    set(LockMode::Governance).await
+                }
+                strengthened => strengthened,
+            },
+            _ => set(wanted.mode).await,
+        }
     }
 
     /// The lock of an object, as the store has it.
@@ -141,9 +166,12 @@ impl Store {
     /// # Errors
     /// [`ErrorKind::NotFound`] when there is no such version.
     pub async fn get_version(&self, name: &str, version: &str) -> Result<Bytes> {
-        let guard = self.guard()?;
-        let path = self.full(name);
-        self.guarded("read a version of", name, || guard.get_version(&path, version)).await
+        let path = path(name).map_err(|e| self.describe(Failure::new(e), "read a version of", name))?;
+        let options = GetOptions { version: Some(version.to_owned()), ..GetOptions::default() };
+        let read = || async { self.inner.get_opts(&path, options.clone()).await?.bytes().await };
+        let bytes = self.retried(Verb::Get, "read a version of", name, read).await?;
+        self.received(&bytes).await;
+        Ok(bytes)
     }
 
     /// Deletes one version of an object for good. pgvault's own work never needs it.
@@ -162,10 +190,8 @@ impl Store {
     ///
     /// A writer that dies between its PUT and this leaves its own version on top; [`crate::vault::undelete`] finds it.
     pub(super) async fn first_version(&self, name: &str, bytes: &Bytes, put: Put) -> Result<Put> {
-        let mut versions = self.versions(name).await?;
-        // The newest comes first (`ListObjectVersions`: in the order in which they were stored).
-        versions.retain(|version| version.name == name && !version.is_delete_marker);
-        let (Some(first), Some(latest)) = (versions.last(), versions.first()) else {
+        let versions = self.versions_of(name).await?;
+        let (Some(first), Some(latest)) = (versions.first(), versions.last()) else {
             let why = format!("{name} was stored, and none of its versions is listed");
             return Err(Error::new(ErrorKind::Storage, "store.versions", why));
         };
@@ -174,7 +200,7 @@ impl Store {
         }
         let kept = self.get_version(name, &first.id).await?;
         if first.etag.is_empty() || first.etag != latest.etag {
-            tracing::warn!(name, "several writers were told that they created an object; the first one's is kept");
+            tracing::debug!(name, "several writers were told that they created an object; the first one's is kept");
             self.overwrite(name, kept.clone()).await?;
         }
         Ok(match put {
@@ -182,6 +208,22 @@ impl Store {
             Put::Same => Put::Same,
             Put::Created | Put::Different(_) => Put::Created,
         })
+    }
+
+    /// The versions of one object, oldest first, without delete markers.
+    async fn versions_of(&self, name: &str) -> Result<Vec<Version>> {
+        let mut versions = self.versions(name).await?;
+        versions.retain(|version| version.name == name && !version.is_delete_marker);
+        oldest_first(&mut versions);
+        Ok(versions)
+    }
+
+    /// What the first version of an object holds.
+    pub(super) async fn read_first_version(&self, name: &str) -> Result<Bytes> {
+        match self.versions_of(name).await?.first() {
+            Some(first) => self.get_version(name, &first.id).await,
+            None => self.get(name).await,
+        }
     }
 
     /// Writes an object whether or not its name is taken: to give a name back the bytes that it had first, or, with an object

@@ -73,7 +73,7 @@ impl Vault {
     /// When the store fails, or the document was changed or is of a newer version.
     pub async fn cluster_document(&self, cluster: &ClusterName) -> Result<Option<ClusterDocument>> {
         let name = layout::cluster_document(cluster);
-        let Some(bytes) = self.store.get_if_exists(&name).await? else { return Ok(None) };
+        let Some(bytes) = self.store.get_agreed(&name).await? else { return Ok(None) };
         ClusterDocument::parse(&bytes)
             .map(Some)
             .map_err(|e| Error::from(e).context(&name).with_hint("restore it from the store's versions or a copy of the vault"))

@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::layout;
 use crate::store::guard::Version;
-use crate::store::{Put, Store};
+use crate::store::{Class, Put, Store, oldest_first};
 use crate::{Error, ErrorKind, Result};
 
 /// What was done to an object.
@@ -56,32 +56,34 @@ pub async fn find(store: &Store, prefix: &str) -> Result<Vec<Hidden>> {
         by_name.entry(version.name.clone()).or_default().push(version);
     }
     let mut hidden = Vec::new();
-    for (name, mut versions) in by_name {
+    for (name, versions) in by_name {
         // Nothing depends on what is not locked, sessions and probes; their deletion is an everyday thing.
-        if layout::class_of(&name) == crate::store::Class::Transient {
+        if layout::class_of(&name) == Class::Transient {
             continue;
         }
-        // Listed newest first; the sort keeps the order of those of the same moment.
-        versions.reverse();
-        versions.sort_by_key(|version| version.written);
-        let Some(first) = versions.iter().find(|version| !version.is_delete_marker) else { continue };
-        let latest = versions.iter().find(|version| version.is_latest);
+        let latest = versions.iter().find(|version| version.is_latest).cloned();
+        let mut written: Vec<Version> = versions.into_iter().filter(|version| !version.is_delete_marker).collect();
+        oldest_first(&mut written);
+        let Some(first) = written.first() else { continue };
         let (harm, since) = match latest {
             Some(latest) if latest.is_delete_marker => (Harm::Deleted, Some(latest.written)),
             None => (Harm::Deleted, None),
             Some(latest) if latest.id == first.id || (!first.etag.is_empty() && latest.etag == first.etag) => continue,
-            Some(latest) if latest.size == first.size => {
-                let same = store.get_version(&name, &latest.id).await? == store.get_version(&name, &first.id).await?;
-                if same {
-                    continue;
-                }
-                (Harm::Overwritten, Some(latest.written))
-            }
+            Some(latest) if latest.size == first.size => match is_same(store, &name, [&first.id, &latest.id]).await {
+                Ok(true) => continue,
+                Err(error) if error.is_transient() => return Err(error),
+                // What cannot be compared may well be overwritten; bringing it back says why it cannot be read.
+                Ok(false) | Err(_) => (Harm::Overwritten, Some(latest.written)),
+            },
             Some(latest) => (Harm::Overwritten, Some(latest.written)),
         };
         hidden.push(Hidden { name, version: first.id.clone(), size: first.size, harm, since });
     }
     Ok(hidden)
+}
+
+async fn is_same(store: &Store, name: &str, [one, other]: [&str; 2]) -> Result<bool> {
+    Ok(store.get_version(name, one).await? == store.get_version(name, other).await?)
 }
 
 /// Writes the first version of an object again.

@@ -2,7 +2,7 @@
 //!
 //! JSON 1.1 over POST, signed with Signature Version 4
 //! (<https://docs.aws.amazon.com/kms/latest/APIReference/API_Encrypt.html>, `API_Decrypt.html`). The binding is the encryption
-//! context; it stands in CloudTrail and can be a condition of a policy. A request that differs in it fails with
+//! context; it stands in `CloudTrail` and can be a condition of a policy. A request that differs in it fails with
 //! `InvalidCiphertextException`.
 //!
 //! Credentials come from where those of an S3 vault come from: variables, web identity (IRSA), ECS and EKS pod identity, the

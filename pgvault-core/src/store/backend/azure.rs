@@ -64,7 +64,8 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
         .build()
         .map_err(unusable)?;
     let http = plain.connect(&options).map_err(unusable)?;
-    let guard = AzureGuard { http, credentials, account, container: format!("{base}/{container}") };
+    let container = url::Url::parse(&format!("{base}/{container}")).map_err(|e| wrong(format!("the endpoint `{base}`: {e}")))?;
+    let guard = AzureGuard { http, credentials, account, container };
     Ok((Backend { inner: Arc::new(client), guard: Some(Arc::new(guard)), directory: None }, prefix.to_owned()))
 }
 
@@ -84,7 +85,14 @@ fn credentials(mut builder: MicrosoftAzureBuilder, azure: &AzureSettings) -> Mic
     if let Some(secret) = &azure.client_secret {
         builder = builder.with_client_secret(secret.expose_secret());
     }
-    match azure.credential.as_deref() {
+    // What is configured wins over what the environment has of another kind.
+    let configured = [
+        (azure.access_key.is_some(), "access_key"),
+        (azure.sas.is_some(), "sas_token"),
+        (azure.client_secret.is_some(), "client_secret"),
+    ];
+    let implied = configured.into_iter().find_map(|(given, kind)| given.then_some(kind));
+    match azure.credential.as_deref().or(implied) {
         Some(kind) => builder.with_credential_type(kind),
         None => builder,
     }
@@ -125,7 +133,7 @@ struct AzureGuard {
     credentials: AzureCredentialProvider,
     account: String,
     /// Its address.
-    container: String,
+    container: url::Url,
 }
 
 impl AzureGuard {
@@ -154,7 +162,12 @@ impl AzureGuard {
     }
 
     fn blob(&self, path: &str, query: &str) -> String {
-        format!("{}/{path}{query}", self.container)
+        // Names are encoded as the client above does it, slashes aside.
+        let mut address = self.container.clone();
+        if let Ok(mut segments) = address.path_segments_mut() {
+            let _ = segments.extend(path.split('/'));
+        }
+        format!("{address}{query}")
     }
 }
 
@@ -207,11 +220,6 @@ impl Guard for AzureGuard {
             operation: "list versions; use `az storage blob undelete` or the portal".into(),
             implementer: "pgvault for Azure".into(),
         })
-    }
-
-    async fn get_version(&self, path: &str, version: &str) -> object_store::Result<Bytes> {
-        let (_, body) = self.send(Method::GET, &self.blob(path, &format!("?versionid={version}")), HeaderMap::new()).await?;
-        Ok(body)
     }
 
     async fn delete_version(&self, path: &str, version: &str) -> object_store::Result<()> {

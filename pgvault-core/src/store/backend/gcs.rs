@@ -56,7 +56,7 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
         builder.with_http_connector(connector(settings, gate, vec![host], Some(Arc::new(GcsDress)))).build().map_err(unusable)?;
     let http = plain.connect(&options).map_err(unusable)?;
     let credentials = (!settings.gcs.anonymous).then(|| gcs.credentials().clone());
-    let guard = GcsGuard { http, credentials, base, bucket };
+    let guard = GcsGuard { http, credentials, base: base.trim_end_matches('/').to_owned(), bucket };
     Ok((Backend { inner: Arc::new(gcs), guard: Some(Arc::new(guard)), directory: None }, prefix))
 }
 
@@ -203,11 +203,7 @@ impl Guard for GcsGuard {
         xml::parse_versions(STORE, &body)
     }
 
-    async fn get_version(&self, path: &str, version: &str) -> object_store::Result<Bytes> {
-        self.ask(Method::GET, &format!("{}/{path}?generation={version}", self.bucket), None).await
-    }
-
     async fn delete_version(&self, path: &str, version: &str) -> object_store::Result<()> {
-        self.ask(Method::DELETE, &format!("{}/{path}?generation={version}", self.bucket), None).await.map(drop)
+        self.ask(Method::DELETE, &format!("{}?generation={version}", self.json(path)), None).await.map(drop)
     }
 }

@@ -34,7 +34,8 @@ const STORE: &str = "S3";
 const CONTENT_MD5: HeaderName = HeaderName::from_static("content-md5");
 
 /// How long a request that is signed in its URL may be on its way.
-const SIGNED_FOR: Duration = Duration::from_secs(300);
+/// Longer than the 15 minutes that clocks may differ by.
+const SIGNED_FOR: Duration = Duration::from_secs(30 * 60);
 
 /// Opens a bucket; gives the names in front of the vault's as well.
 pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gate>) -> Result<(Backend, String)> {
@@ -42,7 +43,11 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
     let environment = AmazonS3Builder::from_env();
     let of_client = |key| environment.get_config_value(&AmazonS3ConfigKey::Client(key));
     let allow_http = settings.allow_http || of_client(object_store::ClientConfigKey::AllowHttp).as_deref() == Some("true");
-    let endpoint = settings.s3.endpoint.clone().or_else(|| environment.get_config_value(&AmazonS3ConfigKey::Endpoint));
+    // The more specific variable (`AWS_ENDPOINT_URL_S3`) wins in the client, over the other and over what is set here.
+    let from_environment = [AmazonS3ConfigKey::S3Endpoint, AmazonS3ConfigKey::Endpoint];
+    let endpoint = settings.s3.endpoint.clone();
+    let endpoint = endpoint.or_else(|| from_environment.iter().find_map(|key| environment.get_config_value(key)));
+    let endpoint = endpoint.map(|endpoint| hosted(&endpoint, &bucket, settings.s3.virtual_hosted)).transpose()?;
     ensure_encrypted(endpoint.as_deref(), allow_http)?;
     let proxy = of_client(object_store::ClientConfigKey::ProxyUrl);
     let region = settings.s3.region.clone().or_else(|| environment.get_config_value(&AmazonS3ConfigKey::Region));
@@ -60,7 +65,7 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
         .with_retry(no_retries())
         .with_client_options(options.clone());
     if let Some(endpoint) = &endpoint {
-        builder = builder.with_endpoint(endpoint);
+        builder = builder.with_endpoint(endpoint).with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
     }
     if let (Some(id), Some(secret)) = (&settings.s3.access_key_id, &settings.s3.secret_access_key) {
         // All three together: a token in the environment belongs to the key there.
@@ -81,7 +86,8 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
         Some(endpoint) => {
             vec![authority_of(endpoint).ok_or_else(|| wrong(format!("the endpoint `{endpoint}` is not an address")))?]
         }
-        None => vec!["amazonaws.com".to_owned(), "amazonaws.com.cn".to_owned()],
+        // And the bucket in front of it. The service that gives credentials has another name.
+        None => vec![format!("s3.{region}.amazonaws.com:443")],
     };
     let unusable = |e: object_store::Error| {
         let profile = std::env::var_os("AWS_PROFILE").is_some();
@@ -105,6 +111,16 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
     let http = plain.connect(&options).map_err(unusable)?;
     let guard = S3Guard { s3: s3.clone(), http, prefix: prefix.clone() };
     Ok((Backend { inner: Arc::new(s3), guard: Some(Arc::new(guard)), directory: None }, prefix))
+}
+
+/// The endpoint with the bucket in its host, where that is wanted: the client takes an endpoint as it is.
+fn hosted(endpoint: &str, bucket: &str, virtual_hosted: bool) -> Result<String> {
+    let endpoint = endpoint.trim_end_matches('/');
+    if !virtual_hosted {
+        return Ok(endpoint.to_owned());
+    }
+    let (scheme, host) = endpoint.split_once("://").ok_or_else(|| wrong(format!("the endpoint `{endpoint}` is not an address")))?;
+    Ok(if host.starts_with(&format!("{bucket}.")) { endpoint.to_owned() } else { format!("{scheme}://{bucket}.{host}") })
 }
 
 /// Adds the lock to a signed PUT and signs it again.
@@ -263,10 +279,6 @@ impl Guard for S3Guard {
         }
         let body = self.ask(Method::GET, "", &query, None).await?;
         xml::parse_versions(STORE, &body)
-    }
-
-    async fn get_version(&self, path: &str, version: &str) -> object_store::Result<Bytes> {
-        self.ask(Method::GET, path, &[("versionId", version)], None).await
     }
 
     async fn delete_version(&self, path: &str, version: &str) -> object_store::Result<()> {

@@ -89,6 +89,7 @@ pub(super) fn parse_versions(store: &'static str, body: &Bytes) -> object_store:
     let entries = read.version.into_iter().map(|v| (v, false)).chain(read.delete_marker.into_iter().map(|m| (m, true)));
     let mut versions = Vec::new();
     for (entry, is_delete_marker) in entries {
+        let generation = entry.generation.as_ref().and_then(|generation| generation.parse().ok());
         versions.push(Version {
             written: entry.last_modified.parse().map_err(|e| unreadable(store, "versions", e))?,
             id: entry.version_id.or(entry.generation).unwrap_or_default(),
@@ -97,6 +98,7 @@ pub(super) fn parse_versions(store: &'static str, body: &Bytes) -> object_store:
             is_delete_marker,
             size: entry.size,
             etag: entry.etag,
+            generation,
         });
     }
     let version = read.next_version_id_marker.or(read.next_generation_marker).unwrap_or_default();
@@ -169,6 +171,13 @@ struct LifecycleRule {
 #[serde(rename_all = "PascalCase")]
 struct LifecycleFilter {
     prefix: Option<String>,
+    and: Option<LifecycleAnd>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct LifecycleAnd {
+    prefix: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -183,7 +192,10 @@ pub(super) fn parse_lifecycle(store: &'static str, body: &[u8], prefix: &str, ru
     let read: Lifecycle = quick_xml::de::from_reader(body).map_err(|e| unreadable(store, "lifecycle", e))?;
     let (mut old, mut current) = (false, false);
     for rule in read.rules.iter().filter(|rule| rule.status == "Enabled") {
-        let on = rule.prefix.as_deref().or(rule.filter.as_ref().and_then(|f| f.prefix.as_deref())).unwrap_or_default();
+        let filter = rule.filter.as_ref();
+        let both = filter.and_then(|filter| filter.and.as_ref());
+        let on = [&rule.prefix, &filter.and_then(|f| f.prefix.clone()), &both.and_then(|and| and.prefix.clone())];
+        let on = on.into_iter().find_map(Option::as_deref).unwrap_or_default();
         old |= prefix.starts_with(on) && rule.noncurrent_version_expiration.is_some();
         // A rule for a part of the vault hurts as much as one for all of it.
         let touches = prefix.starts_with(on) || on.starts_with(prefix);
@@ -233,6 +245,9 @@ mod tests {
         assert_eq!(rules_of(&rule("pg/", old)), (Some(true), Some(false)));
         assert_eq!(rules_of(&rule("logs/", &format!("{old}{all}"))), (Some(false), Some(false)));
         assert_eq!(rules_of(&rule("pg/vault/c/", all)), (Some(false), Some(true)));
+        let both = "<And><Prefix>logs/</Prefix><Tag><Key>k</Key><Value>v</Value></Tag></And>";
+        let tagged = format!("<Rule><Status>Enabled</Status><Filter>{both}</Filter>{old}{all}</Rule>");
+        assert_eq!(rules_of(&tagged), (Some(false), Some(false)));
         let marker = "<Expiration><ExpiredObjectDeleteMarker>true</ExpiredObjectDeleteMarker></Expiration>";
         assert_eq!(rules_of(&rule("", marker)), (Some(false), Some(false)));
     }
