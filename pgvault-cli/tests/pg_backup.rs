@@ -313,9 +313,8 @@ fn segments_of_64_mib_are_stored_as_parts() {
     assert_eq!(sql(&restored, "select string_agg(id::text, ' ' order by id) from t"), "1 2");
     // A part that is missing is a gap, not the end.
     drop(restored);
-    let hidden = site.path("hidden");
-    let part = site.object(objects.iter().find(|object| object.starts_with(&first)).unwrap());
-    fs::rename(&part, &hidden).unwrap();
+    let part = site.vaults.object(objects.iter().find(|object| object.starts_with(&first)).unwrap());
+    let _ = site.vaults.take(&part);
     let _ = site.pgv(&["wal", "fetch", &first, site.path("x").to_str().unwrap()]).expect(255);
 }
 
@@ -457,13 +456,13 @@ fn a_scram_login_through_a_password_file() {
     let ran = site.pgv(&["backup"]).expect(6).says("password");
     assert!(!format!("{}{}", ran.stdout, ran.stderr).contains("wrong-secret"));
     // Nothing in the vault, in the configuration or in what was restored names it.
-    for path in files_below(&site.vault()) {
-        assert!(!contains(&path, "wörd"), "{}", path.display());
+    for name in site.vaults.names() {
+        assert!(!contains(&site.vaults.read(&name), "wörd"), "{name}");
     }
 }
 
-fn contains(path: &Path, text: &str) -> bool {
-    fs::read(path).unwrap().windows(text.len()).any(|window| window == text.as_bytes())
+fn contains(bytes: &[u8], text: &str) -> bool {
+    bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
 /// The connection that holds the backup's slot sends nothing while files are copied.

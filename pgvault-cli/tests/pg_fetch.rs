@@ -240,15 +240,14 @@ fn what_lies_in_the_cache_is_doubted_and_the_vault_decides() {
     }
 
     // Exit 1 is the vault's to say, and a gap is never passed over because there is a cache.
-    let object = site.object(&format!("{}.wal", names[20]));
-    let hidden = site.path("hidden");
-    fs::rename(&object, &hidden).unwrap();
+    let object = site.vaults.object(&format!("{}.wal", names[20]));
+    let hidden = site.vaults.take(&object);
     for name in &names[8..20] {
         wait_for_cached(&site, name);
         assert!(is_hit(&assert_fetches(&site, &pgdata, name)));
     }
     let _ = fetch(&site, &pgdata, &names[20]).expect(255).says("gap");
-    fs::rename(&hidden, &object).unwrap();
+    site.vaults.replace(&object, hidden);
     let _ = assert_fetches(&site, &pgdata, &names[20]);
     let _ = assert_fetches(&site, &pgdata, &names[21]);
     let _ = fetch(&site, &pgdata, &name_after(&names[21])).expect(1);
@@ -321,11 +320,11 @@ fn gone(site: &Site, pgdata: &Path, names: &[String]) {
 
     // R7: with a warm cache and no vault, what is cached is given, and then it is trouble and not the end of the archive.
     warm();
-    fs::rename(site.vault(), site.path("hidden")).unwrap();
+    site.vaults.set_away(true);
     assert!(is_hit(&fetch(site, pgdata, &names[1]).ok()));
     let _ = fetch(site, pgdata, &names[9]).expect(255);
     let _ = fetch(site, pgdata, "00000002.history").expect(255);
-    fs::rename(site.path("hidden"), site.vault()).unwrap();
+    site.vaults.set_away(false);
     wait_until("it is over", Duration::from_secs(20), || prefetchers(site).is_empty());
 }
 
@@ -362,22 +361,26 @@ fn r7_h4_a_store_that_goes_away_during_replay_stops_the_server_and_does_not_prom
     let rows = sql(&server, ROWS);
     drop(server);
     let pgdata = site.restore("latest", &[]);
-    let counter = site.directory("counter");
+    let (counter, asked, gone) = (site.directory("counter"), site.path("counter/asked"), site.path("counter/gone"));
     // The vault vanishes while the sixth segment is asked for.
     let sabotage = format!(
-        "touch {0}/\"%f\"; test `ls {0} | wc -l` -ne 8 || mv {1} {2}; {3}",
+        "touch {0}/\"%f\"; test `ls {0} | wc -l` -ne 8 || {{ touch {1}; while test ! -e {2}; do sleep 0.05; done; }}; {3}",
         counter.display(),
-        site.vault().display(),
-        site.path("hidden").display(),
+        asked.display(),
+        gone.display(),
         restore_command(&site)
     );
     let mut stopped = launch(&site, &pgdata, &sabotage);
-    let outcome = stopped.wait_until_paused_or_promoted(Duration::from_secs(60));
+    wait_until("the segment is asked for", Duration::from_secs(60), || asked.exists());
+    site.vaults.set_away(true);
+    let _ = site.write("counter/gone", "");
+    // `wal fetch` is patient with a store that is away.
+    let outcome = stopped.wait_until_paused_or_promoted(Duration::from_secs(180));
     assert!(matches!(outcome, Err(pgvault_verify::process::Error::Ended { .. })), "{outcome:?}");
     assert!(stopped.log_tail().contains("255") || format!("{outcome:?}").contains("255"), "{outcome:?}");
     assert!(pgdata.join("recovery.signal").exists());
     drop(stopped);
-    fs::rename(site.path("hidden"), site.vault()).unwrap();
+    site.vaults.set_away(false);
     let mut recovered = launch(&site, &pgdata, &restore_command(&site));
     assert_eq!(recovered.wait_until_paused_or_promoted(Duration::from_secs(120)).unwrap(), Outcome::Promoted);
     assert_eq!(sql(&recovered, ROWS), rows);

@@ -14,12 +14,16 @@ use std::time::{Duration, Instant};
 use pgvault_verify::process::{Install, Server};
 use serde_json::Value;
 use tempfile::TempDir;
+use vault::{VAULT, Vaults};
 
-/// A server, a vault in a folder, and the configuration that joins them.
+#[path = "common/vault.rs"]
+mod vault;
+
+/// A server, a vault, and the configuration that joins them.
 struct Place {
     server: Server,
+    vaults: Vaults,
     folder: TempDir,
-    vault: PathBuf,
 }
 
 /// A way to damage an object.
@@ -36,6 +40,10 @@ fn in_memory() -> TempDir {
 impl Place {
     /// `noise` megabytes of rows that do not compress.
     fn new(noise: usize) -> Self {
+        Self::with_vaults(noise, Vaults::new)
+    }
+
+    fn with_vaults(noise: usize, vaults: impl FnOnce(&Path) -> Vaults) -> Self {
         let folder = in_memory();
         let server = Server::builder(&Install::for_tests().unwrap())
             .wal_segment_mib(1)
@@ -57,22 +65,17 @@ impl Place {
             .unwrap();
         server.psql("vacuum freeze analyze").unwrap();
         server.psql("checkpoint").unwrap();
-        let vault = folder.path().join("vault");
-        let place = Self { server, folder, vault };
+        let place = Self { server, vaults: vaults(folder.path()), folder };
         fs::write(place.folder.path().join("passphrase"), "correct horse\n").unwrap();
         place.configure("passphrase");
         place
     }
 
     fn configure(&self, passphrase_file: &str) {
-        let text = format!(
-            "[vault]\nurl = \"file://{}\"\npassphrase_file = \"{}\"\n[cluster.main]\nconnection = \"{}\"\npgdata = \"{}\"\n",
-            self.vault.display(),
-            self.folder.path().join(passphrase_file).display(),
-            self.server.conninfo(),
-            self.server.pgdata().display()
-        );
-        fs::write(self.config(), text).unwrap();
+        let passphrase = format!("passphrase_file = \"{}\"", self.folder.path().join(passphrase_file).display());
+        let (connection, pgdata) = (self.server.conninfo(), self.server.pgdata().display());
+        let cluster = format!("[cluster.main]\nconnection = \"{connection}\"\npgdata = \"{pgdata}\"\n");
+        fs::write(self.config(), self.vaults.config(VAULT, &passphrase, &cluster)).unwrap();
     }
 
     fn config(&self) -> PathBuf {
@@ -117,7 +120,7 @@ impl Place {
         );
         let open = open.unwrap().lines().last().unwrap().to_owned();
         let folder = self.server.pgdata().join("pg_wal");
-        let stored: Vec<String> = walkdir(&self.vault.join("c"));
+        let stored = self.vaults.names();
         let first = stored.iter().filter_map(|n| n.split_once("/wal/00000001/")).map(|(_, n)| n[..24].to_owned()).min();
         let Some(first) = first else { return };
         let mut names: Vec<String> =
@@ -301,19 +304,21 @@ fn t6_a_full_disk_fails_the_backup_and_nothing_else() {
         eprintln!("skipped: mounting a small file system needs root");
         return;
     }
-    let place = Place::new(8);
-    fs::create_dir(&place.vault).unwrap();
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=40m", "tmpfs"]).arg(&place.vault).status();
+    // Only a directory can be full.
+    let place = Place::with_vaults(8, Vaults::in_directory);
+    let vault = place.vaults.directory(VAULT).unwrap();
+    fs::create_dir(&vault).unwrap();
+    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=40m", "tmpfs"]).arg(&vault).status();
     if !mounted.is_ok_and(|status| status.success()) {
         eprintln!("skipped: mounting a small file system is not allowed here");
         return;
     }
-    let _mount = Mount(place.vault.clone());
+    let _mount = Mount(vault.clone());
     let _ = place.expect(0, &["init"]);
     let first = place.expect(0, &["backup"])["backup_id"].as_str().unwrap().to_owned();
-    let filler = place.vault.join("filler");
+    let filler = vault.join("filler");
     for left in [0_u64, 4 << 10, 64 << 10, 2 << 20] {
-        let free = rustix::fs::statvfs(&place.vault).unwrap();
+        let free = rustix::fs::statvfs(&vault).unwrap();
         let fill = (free.f_bavail * free.f_frsize).saturating_sub(left);
         fs::write(&filler, vec![1; usize::try_from(fill).unwrap()]).unwrap();
         let output = place.run(&["backup"]);
@@ -375,15 +380,15 @@ fn keys_and_damage_end_with_the_documented_exit_codes() {
     assert_eq!(place.expect(0, &["check"])["result"], "passed");
 
     // Damage: 4 from whoever reads it, and nothing that could be started; 255 where a server would promote.
-    let objects = walkdir(&place.vault);
+    let objects = place.vaults.names();
     let damaged = |what: &str, change: &Change, then: &dyn Fn(&str)| {
         let name = objects.iter().find(|name| name.contains(what)).unwrap();
-        let original = fs::read(name).unwrap();
-        let mut bytes = original.clone();
+        let original = place.vaults.read(name);
+        let mut bytes = original.to_vec();
         change(&mut bytes);
-        fs::write(name, bytes).unwrap();
+        place.vaults.replace(name, bytes);
         then(name);
-        fs::write(name, original).unwrap();
+        place.vaults.replace(name, original);
     };
     let flip = |bytes: &mut Vec<u8>| {
         let middle = bytes.len() / 2;
@@ -427,6 +432,6 @@ fn keys_and_damage_end_with_the_documented_exit_codes() {
             });
         }
     }
-    fs::remove_file(place.vault.join("vault.json")).unwrap();
+    let _ = place.vaults.take("vault.json");
     let _ = place.expect(10, &["check"]);
 }

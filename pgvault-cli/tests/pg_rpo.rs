@@ -147,12 +147,12 @@ fn no_acknowledged_commit_is_lost_with_the_host_when_synchronous() {
                 stream = site.stream();
             }
             2 => {
-                site.refuse_wal(true);
+                site.vaults.refuse_wal(true);
                 std::thread::sleep(Duration::from_millis(random.between(100, 1500)));
                 let before = clients.count();
                 std::thread::sleep(Duration::from_millis(500));
                 assert!(clients.count() - before <= CLIENTS as usize, "commits are acknowledged although the store takes nothing");
-                site.refuse_wal(false);
+                site.vaults.refuse_wal(false);
             }
             _ => {}
         }
@@ -165,7 +165,7 @@ fn no_acknowledged_commit_is_lost_with_the_host_when_synchronous() {
         stream.kill9();
         let lost = lost(&site, &acknowledged, killed);
         eprintln!("round {round}, {what} was killed before: {} acknowledged, {} lost", acknowledged.len(), lost.len());
-        assert_eq!(lost, []);
+        assert!(lost.is_empty(), "{lost:?}");
     }
 }
 
@@ -185,7 +185,7 @@ fn a_spool_that_counts_keeps_what_was_acknowledged_while_the_store_was_down() {
     let _ = sql(&server, "select pg_reload_conf()");
     let clients = Clients::start(&server);
     wait_until("commits are acknowledged", Duration::from_secs(30), || clients.count() > 100);
-    site.refuse_wal(true);
+    site.vaults.refuse_wal(true);
     std::thread::sleep(Duration::from_millis(500));
     let before = clients.count();
     wait_until("commits go on", Duration::from_secs(30), || clients.count() > before + 500);
@@ -198,11 +198,12 @@ fn a_spool_that_counts_keeps_what_was_acknowledged_while_the_store_was_down() {
     stream.kill9();
     assert!(common::files_below(&spool).len() >= 3, "two segments and the lock");
 
-    site.refuse_wal(false);
+    site.vaults.refuse_wal(false);
     let stream = site.stream();
     wait_until("the spool is in the vault", Duration::from_secs(30), || common::files_below(&spool).len() == 1);
     assert_eq!(stream.terminate(), Some(0));
-    assert_eq!(lost(&site, &acknowledged, killed), []);
+    let lost = lost(&site, &acknowledged, killed);
+    assert!(lost.is_empty(), "{lost:?}");
 }
 
 /// Without it, what is in the spool is told as written, and never as durable.
@@ -214,14 +215,14 @@ fn a_spool_that_does_not_count_is_not_told_as_durable() {
     site.wal_settings(&format!("flush_interval = \"100ms\"\nspool = \"{}\"", spool.display()));
     let stream = site.stream_with(&["--metrics-listen", "127.0.0.1:0"]);
     wait_until("the stream is attached", Duration::from_secs(30), || attached(&server));
-    site.refuse_wal(true);
+    site.vaults.refuse_wal(true);
     let _ = sql(&server, "insert into t values (1, 1)");
     let end = sql(&server, "select pg_current_wal_flush_lsn()");
     let told = |column: &str| sql(&server, &format!("select {column} >= '{end}' from pg_stat_replication"));
     wait_until("the spool has it", Duration::from_secs(30), || told("write_lsn") == "t");
     assert_eq!((told("flush_lsn"), told("replay_lsn")), ("f".into(), "f".into()));
     wait_until("the stream says what is wrong", Duration::from_secs(30), || stream.http("/readyz").0 == 503);
-    site.refuse_wal(false);
+    site.vaults.refuse_wal(false);
     wait_until("the vault has it", Duration::from_secs(30), || told("flush_lsn") == "t");
     wait_until("the stream is well again", Duration::from_secs(30), || stream.http("/readyz").0 == 200);
     assert_eq!(site.stream().ended(Duration::from_secs(20)), Some(11), "one stream for each spool");
@@ -238,7 +239,7 @@ fn a_spool_holds_what_memory_does_not_and_never_more_than_its_limit() {
     wait_until("the stream is attached", Duration::from_secs(30), || attached(&server));
     let _ = site.backup("local");
     let _ = sql(&server, "create table t(client int, number int, pad text)");
-    site.refuse_wal(true);
+    site.vaults.refuse_wal(true);
     let write = || sql(&server, "insert into t select 1, n, repeat(md5(n::text), 30) from generate_series(1, 2000) n");
     let position = |column: &str| common::lsn(&server, &format!("(select {column} from pg_stat_replication)"));
     let start = common::lsn(&server, "pg_current_wal_flush_lsn()");
@@ -259,7 +260,7 @@ fn a_spool_holds_what_memory_does_not_and_never_more_than_its_limit() {
     assert!(size <= (20 << 20) + (128 << 10), "{size} bytes");
     let rows = sql(&server, "select count(*), sum(number) from t");
     let end = common::lsn(&server, "pg_current_wal_flush_lsn()");
-    site.refuse_wal(false);
+    site.vaults.refuse_wal(false);
     wait_until("the vault has everything", Duration::from_secs(60), || site.vault_end(1, 1 << 20) >= Some(end));
     wait_until("the spool is let go", Duration::from_secs(30), || common::files_below(&spool).len() <= 2);
     assert_eq!(stream.terminate(), Some(0));

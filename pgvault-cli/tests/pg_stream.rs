@@ -186,7 +186,7 @@ fn r1_r13_an_outage_of_the_store_costs_neither_memory_nor_wal() {
     wait_until_attached(&server);
     let _ = site.backup("local");
     let _ = sql(&server, "create table t(id bigserial, pad text)");
-    site.refuse_wal(true);
+    site.vaults.refuse_wal(true);
     let start = lsn(&server, "pg_current_wal_lsn()");
     while lsn(&server, "pg_current_wal_lsn()").0 < start.0 + 280 * MIB {
         let _ = sql(&server, "insert into t(pad) select repeat(md5(random()::text), 30) from generate_series(1, 20000)");
@@ -212,7 +212,7 @@ fn r1_r13_an_outage_of_the_store_costs_neither_memory_nor_wal() {
     assert!(began.elapsed() < Duration::from_secs(5), "with the store down the stop took {:?}", began.elapsed());
     server.start().unwrap();
 
-    site.refuse_wal(false);
+    site.vaults.refuse_wal(false);
     let began = Instant::now();
     let end = lsn(&server, "pg_current_wal_flush_lsn()");
     wait_until("the vault has caught up", Duration::from_secs(90), || site.vault_end(1, 16 * MIB) >= Some(end));

@@ -5,7 +5,7 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -14,13 +14,6 @@ use pgvault_core::postgres::Lsn;
 use pgvault_verify::process::{Mode, Outcome, Server};
 
 const MIB16: u64 = 16 << 20;
-
-fn flip(path: &Path, at: u64) {
-    let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ 0x10], at).unwrap();
-}
 
 /// Fills segments and gives the names of those that are complete.
 fn fill_segments(server: &Server, count: u64) -> Vec<String> {
@@ -99,7 +92,7 @@ fn r11_push_and_fetch_keep_their_contracts() {
         assert!(fs::read(fetched).unwrap() == bytes, "{name}");
     }
     let _ = push(&site, &offer("00000007.history", b"1\t0/4000000\tno recovery target specified\n")).expect(1);
-    fs::remove_dir_all(site.object("00000007.history").parent().unwrap()).unwrap();
+    site.vaults.remove_folder_of(&site.vaults.object("00000007.history"));
 
     killed_pushes(&site, &server, &names[1]);
     for name in &names[2..4] {
@@ -143,19 +136,18 @@ fn fetches(site: &Site, names: &[String]) {
     assert_eq!(code("00000001.history"), Some(1), "timeline 1 never has one");
 
     // A gap.
-    let hidden = site.path("hidden");
-    let object = site.object(&format!("{}.wal", names[2]));
-    fs::rename(&object, &hidden).unwrap();
+    let object = site.vaults.object(&format!("{}.wal", names[2]));
+    let hidden = site.vaults.take(&object);
     let (ran, _) = fetch(site, &names[2]);
     let _ = ran.expect(255).says("gap");
-    fs::rename(&hidden, &object).unwrap();
+    site.vaults.replace(&object, hidden.clone());
     assert_eq!(code(&names[2]), Some(0));
 
     // A changed object, wherever.
-    let size = fs::metadata(&object).unwrap().len();
+    let size = hidden.len();
     let right = fs::read(fetch(site, &names[2]).1).unwrap();
     for at in [3, 70, size / 2, size - 200, size - 3] {
-        flip(&object, at);
+        site.vaults.flip(&object, at);
         let (ran, fetched) = fetch(site, &names[2]);
         if at == size - 3 && ran.code == Some(0) {
             // The hash of the object, which is there for those without a key: what it guards was authenticated.
@@ -164,24 +156,24 @@ fn fetches(site: &Site, names: &[String]) {
             let _ = ran.expect(255);
         }
         let _ = site.pgv(&["scrub"]).expect(4);
-        flip(&object, at);
+        site.vaults.flip(&object, at);
     }
     let _ = site.pgv(&["scrub"]).ok();
     // Cut off, and another segment's object under this name.
-    let bytes = fs::read(&object).unwrap();
-    for bad in [bytes[..bytes.len() - 1].to_vec(), Vec::new(), fs::read(site.object(&format!("{}.wal", names[3]))).unwrap()] {
-        fs::write(&object, bad).unwrap();
+    let another = site.vaults.read(&site.vaults.object(&format!("{}.wal", names[3])));
+    for bad in [hidden.slice(..size - 1), hidden.slice(..0), another] {
+        site.vaults.replace(&object, bad);
         let (ran, _) = fetch(site, &names[2]);
         let _ = ran.expect(255);
     }
-    fs::write(&object, bytes).unwrap();
+    site.vaults.replace(&object, hidden);
     assert_eq!(code(&names[2]), Some(0));
 
     // No vault there, another passphrase, no configuration, a destination that cannot be written.
-    fs::rename(site.vault(), site.path("vault-away")).unwrap();
+    site.vaults.set_away(true);
     let _ = fetch(site, &names[2]).0.expect(255);
     let _ = fetch(site, "00000002.history").0.expect(255);
-    fs::rename(site.path("vault-away"), site.vault()).unwrap();
+    site.vaults.set_away(false);
     let _ = site.write("passphrase", "another one\n");
     let _ = fetch(site, &names[2]).0.expect(255).says("key");
     fs::remove_file(site.path("passphrase")).unwrap();
@@ -238,26 +230,27 @@ fn r7_h4_a_server_in_recovery_stops_and_does_not_promote_when_the_vault_is_in_tr
     };
     let refuses = |pgdata: &Path, what: &str| {
         let mut server = site.launch(pgdata);
-        let outcome = server.wait_until_paused_or_promoted(Duration::from_secs(60));
+        // `wal fetch` is patient with a store that is away.
+        let outcome = server.wait_until_paused_or_promoted(Duration::from_secs(180));
         assert!(matches!(outcome, Err(pgvault_verify::process::Error::Ended { .. })), "{what}: {outcome:?}");
         assert!(server.log_tail().contains("exit code 255") || format!("{outcome:?}").contains("255"), "{what}: {outcome:?}");
         drop(server);
         assert_eq!(control(pgdata), "1", "{what}");
         assert!(pgdata.join("recovery.signal").exists(), "{what}");
     };
-    let object = site.object(&format!("{}.wal", names[2]));
+    let object = site.vaults.object(&format!("{}.wal", names[2]));
     let hidden = site.path("hidden");
 
-    let middle = fs::metadata(&object).unwrap().len() / 2;
-    flip(&object, middle);
+    let middle = site.vaults.read(&object).len() / 2;
+    site.vaults.flip(&object, middle);
     refuses(&pgdata, "a corrupt segment in the middle");
-    flip(&object, middle);
-    fs::rename(&object, &hidden).unwrap();
+    site.vaults.flip(&object, middle);
+    let taken = site.vaults.take(&object);
     refuses(&pgdata, "a gap");
-    fs::rename(&hidden, &object).unwrap();
-    fs::rename(site.vault(), &hidden).unwrap();
+    site.vaults.replace(&object, taken.clone());
+    site.vaults.set_away(true);
     refuses(&pgdata, "no vault");
-    fs::rename(&hidden, site.vault()).unwrap();
+    site.vaults.set_away(false);
     fs::rename(site.path("passphrase"), &hidden).unwrap();
     refuses(&pgdata, "no key");
     fs::rename(&hidden, site.path("passphrase")).unwrap();
@@ -269,10 +262,10 @@ fn r7_h4_a_server_in_recovery_stops_and_does_not_promote_when_the_vault_is_in_tr
     drop(recovered);
 
     // Asked beforehand, the plan says so instead of letting the server find out.
-    fs::rename(&object, &hidden).unwrap();
+    let _ = site.vaults.take(&object);
     let _ = site.restore_into(&site.path("refused"), "latest", &[]).expect(5).says("gap");
     assert!(!site.path("refused").exists());
-    fs::rename(&hidden, &object).unwrap();
+    site.vaults.replace(&object, taken);
 }
 
 /// The position that the server believes to be safe, and then how far the vault reaches.
@@ -382,14 +375,7 @@ fn stream_acknowledges_only_what_is_stored_and_lets_the_server_stop() {
 fn stop_with_the_store_down(site: &Site, server: &mut Server) {
     let mut stream = site.stream();
     wait_until("the stream is back", Duration::from_secs(30), || slot_is_active(server));
-    let folder = site.object("vault.json").parent().unwrap().to_path_buf();
-    let folders: Vec<PathBuf> = common::files_below(&folder).iter().filter_map(|file| Some(file.parent()?.to_path_buf())).collect();
-    let mode = |mode: u32| {
-        for folder in folders.iter().filter(|folder| folder.to_string_lossy().contains("/wal/")) {
-            fs::set_permissions(folder, fs::Permissions::from_mode(mode)).unwrap();
-        }
-    };
-    mode(0o500);
+    site.vaults.refuse_wal(true);
     let _ = sql(server, "insert into t(pad) values ('while the store is down')");
     let last = lsn(server, "pg_current_wal_flush_lsn()");
     let began = Instant::now();
@@ -397,7 +383,7 @@ fn stop_with_the_store_down(site: &Site, server: &mut Server) {
     let took = began.elapsed();
     assert!(took < Duration::from_secs(5), "with the store down the stop took {took:?}");
     assert!(stream.is_running(), "trouble with the store is no reason to give up");
-    mode(0o700);
+    site.vaults.refuse_wal(false);
     server.start().unwrap();
     wait_until("the stream is back", Duration::from_secs(60), || slot_is_active(server));
     let _ = sql(server, "select pg_switch_wal()");
@@ -507,23 +493,22 @@ fn r6_the_stream_follows_a_promotion() {
     assert_eq!(stream.terminate(), Some(0));
 
     // H7: without the history files nothing is guessed.
-    let hidden = site.path("hidden");
-    let history = site.object("00000003.history");
-    fs::rename(&history, &hidden).unwrap();
+    let history = site.vaults.object("00000003.history");
+    let taken = site.vaults.take(&history);
     let ran = site.restore_into(&site.path("refused"), "latest", &[]);
     assert_ne!(ran.code, Some(0));
     let _ = ran.says("history");
     assert!(!site.path("refused").exists());
     let _ = fetch(&site, "00000003.history").0.expect(255);
-    fs::rename(&hidden, &history).unwrap();
-    let middle = site.object("00000002.history");
-    fs::rename(&middle, &hidden).unwrap();
+    site.vaults.replace(&history, taken);
+    let middle = site.vaults.object("00000002.history");
+    let taken = site.vaults.take(&middle);
     let _ = fetch(&site, "00000002.history").0.expect(255);
     let _ = site.restore_into(&site.path("refused"), "latest", &[]).expect(5).says("history file of timeline 2");
     let ran = site.restore_into(&site.path("refused"), "latest", &["--timeline", "2"]);
     assert_ne!(ran.code, Some(0));
     let _ = ran.says("history");
     assert!(!site.path("refused").exists());
-    fs::rename(&hidden, &middle).unwrap();
+    site.vaults.replace(&middle, taken);
     let _ = fetch(&site, "00000004.history").0.expect(1);
 }

@@ -6,7 +6,6 @@ mod common;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -157,18 +156,14 @@ fn h14_an_archive_is_whole_or_what_is_missing_and_damaged_is_named() {
 
     // Any one segment that goes is exactly that gap, with the times around it.
     let whole: Vec<String> = names.iter().filter(|name| name.ends_with(".wal")).cloned().collect();
-    let hidden = site.path("hidden");
     for name in [&whole[3], &whole[6], &whole[whole.len() - 3]] {
         let number = common::segment_number(name, MIB).unwrap();
         let (from, to) = (Lsn(number * MIB), Lsn((number + 1) * MIB));
         // Without what the stream has of it as well.
         let parts: Vec<_> =
             site.wal_objects(1).into_iter().filter(|part| part.ends_with(".part") && part[..24] == name[..24]).collect();
-        fs::create_dir_all(&hidden).unwrap();
-        let paths: Vec<_> = parts.iter().chain([name]).map(|name| site.object(&format!("/{name}"))).collect();
-        for path in &paths {
-            fs::rename(path, hidden.join(path.file_name().unwrap())).unwrap();
-        }
+        let objects = parts.iter().chain([name]).map(|name| site.vaults.object(&format!("/{name}")));
+        let hidden: Vec<_> = objects.map(|object| (site.vaults.take(&object), object)).collect();
         let report = check(&site, &[]).expect(4).json();
         assert_eq!(list(&report, "damage").len(), 0, "{report}");
         let gaps = list(&report, "gaps");
@@ -200,26 +195,26 @@ fn h14_an_archive_is_whole_or_what_is_missing_and_damaged_is_named() {
         let ran = site.restore_into(&site.path("refused"), &target, &["--timeline", "2"]).expect(5);
         let _ =
             ran.says("nearest: the last position is").says("; the first moment that").says(later["backup_id"].as_str().unwrap());
-        for path in &paths {
-            fs::rename(hidden.join(path.file_name().unwrap()), path).unwrap();
+        for (bytes, object) in hidden {
+            site.vaults.replace(&object, bytes);
         }
     }
     let _ = check(&site, &[]).ok();
 
     // An object that was changed where it lies; and the history that tells where the second timeline began.
-    let object = site.object(&format!("/{}", whole[5]));
-    let bytes = fs::read(&object).unwrap();
-    fs::OpenOptions::new().write(true).open(&object).unwrap().write_all_at(&[!bytes[200]], 200).unwrap();
+    let object = site.vaults.object(&format!("/{}", whole[5]));
+    let bytes = site.vaults.read(&object);
+    site.vaults.flip(&object, 200);
     let report = check(&site, &[]).expect(4).json();
     let damage = list(&report, "damage");
     assert!(damage.len() == 1 && damage[0]["object"].as_str().unwrap().ends_with(&whole[5]), "{report}");
     assert_eq!(list(&report, "gaps").len(), 0, "{report}");
-    fs::write(&object, bytes).unwrap();
-    let history = site.object("00000002.history");
-    fs::rename(&history, site.path("history")).unwrap();
+    site.vaults.replace(&object, bytes);
+    let history = site.vaults.object("00000002.history");
+    let taken = site.vaults.take(&history);
     let report = check(&site, &[]).expect(4).says("is missing: nobody can tell where").json();
     assert!(list(&report, "damage")[0]["object"].as_str().unwrap().ends_with("00000002.history"), "{report}");
-    fs::rename(site.path("history"), &history).unwrap();
+    site.vaults.replace(&history, taken);
     let _ = check(&site, &[]).ok();
 
     pushed_by_hand(&site, &server, fork);

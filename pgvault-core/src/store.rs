@@ -16,6 +16,7 @@ mod failure;
 mod gate;
 mod http;
 mod keep;
+mod read;
 
 use std::fmt;
 use std::future::Future;
@@ -32,9 +33,11 @@ use object_store::{Attribute, GetOptions, GetResult, ObjectStore, ObjectStoreExt
 use tokio::time::Instant;
 
 pub use gate::{Limits, Requests};
+pub(crate) use read::Reading;
 pub use settings::{Class, Settings, StoreOptions};
 
 use crate::{Error, ErrorKind, Result};
+use answer::Answer;
 use failure::Failure;
 use gate::{Gate, Verb};
 use guard::Guard;
@@ -81,6 +84,8 @@ pub struct Store {
     counts_itself: bool,
     /// The store overwrites: a name is looked at before it is written.
     looks_first: bool,
+    /// The store keeps versions and may accept several of one name at the same moment: the first counts.
+    settles_by_versions: bool,
     /// Why nothing may be written.
     refusal: Option<Arc<str>>,
 }
@@ -109,6 +114,7 @@ impl Store {
             classes: |_| Class::Data,
             counts_itself: false,
             looks_first: false,
+            settles_by_versions: false,
             refusal: None,
         }
     }
@@ -170,6 +176,12 @@ impl Store {
         Self { classes, ..self }
     }
 
+    /// The same place, which is known to keep versions and to tell several writers of one name that each has created it.
+    #[must_use]
+    pub(crate) fn settling_by_versions(self) -> Self {
+        Self { settles_by_versions: true, ..self }
+    }
+
     /// The same place, which is known to overwrite: each name is looked at before it is written. Between the two another writer
     /// can come, so there must be none.
     #[must_use]
@@ -218,6 +230,11 @@ impl Store {
     /// [`ErrorKind::Storage`] when the store keeps failing: the object may or may not exist then, and the same call with
     /// the same bytes may be repeated.
     pub async fn put_new(&self, name: &str, bytes: Bytes) -> Result<Put> {
+        let put = self.create(name, bytes.clone()).await?;
+        if self.settles_by_versions { self.first_version(name, &bytes, put).await } else { Ok(put) }
+    }
+
+    async fn create(&self, name: &str, bytes: Bytes) -> Result<Put> {
         self.ensure_writable()?;
         if self.looks_first {
             match self.get_if_exists(name).await? {
@@ -309,7 +326,7 @@ impl Store {
     /// # Errors
     /// As [`Store::put_new`], and [`ErrorKind::Conflict`] when the name is taken by other bytes.
     pub async fn put_once(&self, name: &str, bytes: Bytes) -> Result<()> {
-        match self.put_new(name, bytes).await? {
+        match self.create(name, bytes).await? {
             Put::Created | Put::Same => Ok(()),
             Put::Different(_) => {
                 Err(Error::new(ErrorKind::Conflict, "store.taken", format!("{name} already exists with other content"))
@@ -381,9 +398,9 @@ impl Store {
                 Ok(bytes)
             }
             Ok(_) => Err(short()),
-            // Stores have no error of their own for a range behind the end; an object that was cut short is not a store in
-            // trouble, and waiting does not help it.
-            Err(error) if error.kind() == ErrorKind::Storage => match self.size_of(name).await {
+            // A directory has no error of its own for a range behind the end; an object that was cut short is not a store in
+            // trouble, and waiting does not help it. A cloud's store has said what is wrong, if it has said anything.
+            Err(error) if error.kind() == ErrorKind::Storage && Answer::of(&error).is_none() => match self.size_of(name).await {
                 Ok(meta) if meta.size < range.end => Err(short().with_source(error)),
                 _ => Err(error),
             },
@@ -437,6 +454,8 @@ impl Store {
             })
             .await?;
         let mut found = metas.iter().map(info).collect::<Result<Vec<_>>>()?;
+        // Azurite takes `startFrom` and ignores it. Whoever asks must not depend on where a store begins.
+        found.retain(|object| after.as_ref().is_none_or(|after| object.name.as_str() > after.as_ref()));
         found.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(found)
     }

@@ -80,7 +80,26 @@ impl Vault {
     /// When the store overwrites, cannot be reached, or holds a vault of a newer format or one that this version must not write
     /// to.
     pub async fn create(store: Store, env: Env) -> Result<(Self, bool)> {
-        Self::create_with(store, env, features::none()).await
+        let store = store.with_classes(layout::class_of);
+        match Self::open(store.clone(), env.clone()).await {
+            Ok(vault) => {
+                vault.ensure_may(Purpose::Write)?;
+                if !features::has_for_writers(&vault.document.features, features::SINGLE_WRITER) {
+                    probe(&vault.store, &vault.env).await?.ensure()?;
+                }
+                Ok((vault, false))
+            }
+            Err(error) if error.code() == NO_VAULT => {
+                let report = probe(&store, &env).await?;
+                report.ensure()?;
+                if report.first_version_counts() {
+                    Self::make(store.settling_by_versions(), env, features::for_writers(features::FIRST_VERSION)).await
+                } else {
+                    Self::make(store, env, features::none()).await
+                }
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// As [`Vault::create`], on a store that overwrites. It is written into the vault that only one program at a time may
@@ -89,29 +108,24 @@ impl Vault {
     /// # Errors
     /// As [`Vault::create`]; [`ErrorKind::Usage`] when there is a vault that several may write to.
     pub async fn create_for_single_writer(store: Store, env: Env) -> Result<(Self, bool)> {
-        let (vault, created) = Self::create_with(store.looking_first(), env, features::single_writer()).await?;
-        if features::is_single_writer(&vault.document.features) {
+        let store = store.with_classes(layout::class_of);
+        let (vault, created) = match Self::open(store.clone(), env.clone()).await {
+            Ok(vault) => (vault, false),
+            Err(error) if error.code() == NO_VAULT => {
+                Self::make(store.looking_first(), env, features::for_writers(features::SINGLE_WRITER)).await?
+            }
+            Err(error) => return Err(error),
+        };
+        vault.ensure_may(Purpose::Write)?;
+        if features::has_for_writers(&vault.document.features, features::SINGLE_WRITER) {
             return Ok((vault, created));
         }
         Err(Error::new(ErrorKind::Usage, "vault.several_writers", "there is a vault already that several may write to")
             .with_hint("leave --single-writer out"))
     }
 
-    async fn create_with(store: Store, env: Env, features: BTreeMap<String, Vec<String>>) -> Result<(Self, bool)> {
-        let probed = !features::is_single_writer(&features);
-        match Self::open(store.clone(), env.clone()).await {
-            Ok(vault) => {
-                vault.ensure_may(Purpose::Write)?;
-                if !features::is_single_writer(&vault.document.features) {
-                    probe(&vault.store, &vault.env).await?.ensure()?;
-                }
-                return Ok((vault, false));
-            }
-            Err(error) if error.code() == NO_VAULT && probed => probe(&store, &env).await?.ensure()?,
-            Err(error) if error.code() == NO_VAULT => {}
-            Err(error) => return Err(error),
-        }
-        let store = store.with_classes(layout::class_of);
+    /// Writes the vault's document, unless somebody else does at the same moment.
+    async fn make(store: Store, env: Env, features: BTreeMap<String, Vec<String>>) -> Result<(Self, bool)> {
         let document = VaultDocument {
             format: VAULT_FORMAT.into(),
             major: 1,
@@ -153,7 +167,9 @@ impl Vault {
         }
         features::ensure(&document.features, Purpose::Read)?;
         // In the store, where no writer gets past it.
-        let store = if features::is_single_writer(&document.features) { store.looking_first() } else { store };
+        let has = |feature| features::has_for_writers(&document.features, feature);
+        let store = if has(features::SINGLE_WRITER) { store.looking_first() } else { store };
+        let store = if has(features::FIRST_VERSION) { store.settling_by_versions() } else { store };
         let store = match features::ensure(&document.features, Purpose::Write) {
             Ok(()) => store,
             Err(refusal) => store.refusing_writes(&refusal),

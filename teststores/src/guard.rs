@@ -7,6 +7,7 @@
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -48,6 +49,8 @@ impl Work {
     pub(crate) fn new(name: &str) -> Result<Self> {
         // The shell removes it: it also does when this process has no time to.
         let folder = tempfile::Builder::new().prefix(&format!("pgvault-{name}-")).tempdir().context("create a folder")?.keep();
+        // The server of a test runs as another account, and may be shown a certificate in here.
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o711)).context("set permissions")?;
         let sweeper = shell(SWEEP).arg(&folder).spawn().context("start sh")?;
         Ok(Self { folder, sweeper })
     }

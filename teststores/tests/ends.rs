@@ -12,14 +12,14 @@ use pgvault_teststores::Info;
 fn a_server_ends_when_its_owner_is_killed_and_its_folder_is_removed() {
     let place = tempfile::tempdir().unwrap();
     let mut owner = Command::new(env!("CARGO_BIN_EXE_pgvault-stores"))
-        .args(["serve", "s3s-fs"])
+        .args(["serve", "s3rver"])
         .env("TMPDIR", place.path())
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut lines = BufReader::new(owner.stdout.take().unwrap()).lines().map(Result::unwrap);
-    let line = lines.find(|line| line.starts_with("PGVAULT_TEST_STORE_S3S_FS={")).expect("the server is described");
+    let line = lines.find(|line| line.starts_with("PGVAULT_TEST_STORE_S3RVER={")).expect("the server is described");
     assert_eq!(lines.next().as_deref(), Some("ready"));
     let info: Info = serde_json::from_str(line.split_once('=').unwrap().1).unwrap();
     let address = info.endpoint.strip_prefix("http://").unwrap();

@@ -10,8 +10,7 @@ use pgvault_teststores::{Client, Gate, Kind, Server};
 
 #[test]
 fn a_gate_lets_pass_refuses_closes_and_keeps_silent() {
-    // The one that checks signatures, which name the host that the client has spoken to.
-    let server = Server::shared(Kind::S3sFs).unwrap();
+    let server = Server::shared(Kind::Gcs).unwrap();
     let place = server.place().unwrap();
     let gate = Gate::open(place.endpoint().unwrap()).unwrap();
     let gated = place.through(&gate).unwrap();
@@ -22,7 +21,8 @@ fn a_gate_lets_pass_refuses_closes_and_keeps_silent() {
     assert!(gate.requests() >= 2);
 
     let client = gated.client().unwrap();
-    let target = |name: &str| format!("/{}/{}/{name}", place.bucket(), place.prefix());
+    // In one piece, as this protocol has it: what the gate looks for is found all the same.
+    let target = |name: &str| format!("/{}/{}%2F{}", place.bucket(), place.prefix(), name.replace('/', "%2F"));
     let put = |name: &str, bytes: Vec<u8>| client.send("PUT", &target(name), &[], bytes).unwrap().status;
     gate.set(Pass::NoWritesOf("/wal/".to_owned()));
     assert_eq!((put("wal/x", large.clone()), put("other", vec![1])), (503, 200));

@@ -11,6 +11,7 @@ mod fuzz;
 mod postgres;
 mod setup;
 mod soak;
+mod stores;
 mod test;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Hours of load, faults and lost servers against `wal stream`, and restores from the vault alone
     Soak(soak::Soak),
+    /// Servers of object stores: install them, or run them
+    Stores(stores::Stores),
     /// Install what the other commands need, and show where it is
     Setup(setup::Setup),
 }
@@ -46,6 +49,7 @@ fn main() -> std::process::ExitCode {
         Command::Test(test) => test.run(),
         Command::Fuzz(fuzz) => fuzz.run(),
         Command::Soak(soak) => soak.run(),
+        Command::Stores(stores) => stores.run(),
         Command::Setup(setup) => setup.run(),
     };
     match result {

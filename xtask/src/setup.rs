@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::Args;
 
+use crate::stores::{self, Store};
 use crate::{postgres, test::Versions};
 
 #[derive(Args)]
@@ -10,6 +11,9 @@ pub(crate) struct Setup {
     /// PostgreSQL to install: a major version, or `all`
     #[arg(long, default_value = "15")]
     pg: Versions,
+    /// Servers of object stores to install
+    #[arg(long, value_delimiter = ',')]
+    stores: Vec<Store>,
 }
 
 impl Setup {
@@ -18,6 +22,9 @@ impl Setup {
             let folder = postgres::ensure(version)?;
             let answer = postgres::smoke_test(version, &folder)?;
             println!("{answer}: initdb, start, query and stop work; PGVAULT_PG_BIN_{version}={}", folder.display());
+        }
+        if !self.stores.is_empty() {
+            stores::install(&self.stores)?;
         }
         Ok(())
     }

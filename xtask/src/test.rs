@@ -1,5 +1,6 @@
 //! `cargo xtask test`: what CI runs, in the same order. The tests come last, so that their summary ends the output.
 
+use std::path::PathBuf;
 use std::process::Command;
 use std::str::FromStr;
 use std::time::Instant;
@@ -10,6 +11,7 @@ use clap::Args;
 use crate::packages;
 use crate::postgres;
 use crate::run::{cargo, program, run, run_quietly, succeeds};
+use crate::stores::{Servers, Store};
 
 /// Crates that `pgvault-core` must not bring into a program that embeds it, and why.
 const NOT_IN_CORE: [(&str, &str); 6] = [
@@ -28,6 +30,17 @@ const SECOND: u32 = 17;
 /// What talks to a server for longer than a backup does, and so feels the difference between versions.
 const SECOND_TESTS: [&str; 8] = ["pg_fetch", "pg_promotion", "pg_push", "pg_rpo", "pg_slot", "pg_stream", "pg_wal", "pg_walcheck"];
 
+/// Servers that every run needs for the tests of what is special about them, those included that pgvault refuses. Garage takes a quarter
+/// of an hour to build: its tests have its name, and are ignored unless they are asked for.
+const SERVERS: [&str; 6] = ["azurite", "rgw", "localstack", "gcs", "s3rver", "s3s-fs"];
+
+/// The stores that every run has vaults in, beside a directory, and the tests of the command that run there.
+const STORES: [Store; 2] = [Store::Azurite, Store::Rgw];
+const STORE_TESTS: [&str; 3] = ["pg_backup", "pg_restore", "pg_wal"];
+
+/// What is tested of crashes in a store; the rest runs in memory and in the whole suite of a store.
+const STORE_CRASHES: [&str; 3] = ["a_fault_at_every_request", "h1_what_24_writers", "t30_every_change_of_every_kind"];
+
 #[derive(Args)]
 pub(crate) struct Test {
     /// PostgreSQL to test against: a major version, or `all`
@@ -39,6 +52,12 @@ pub(crate) struct Test {
     /// Only tests whose name contains this, and no other step
     #[arg(long)]
     filter: Option<String>,
+    /// Stores to test on, `all` for every one: the whole suite runs on a directory and on each of these
+    ///
+    /// Without it a part of the suite runs on Azurite and on Ceph's gateway beside the whole on a directory, as in CI. With `local`
+    /// only the tests of what is special about a store need servers.
+    #[arg(long, value_delimiter = ',')]
+    stores: Vec<Store>,
 }
 
 /// A list of PostgreSQL major versions.
@@ -74,25 +93,44 @@ impl Test {
         packages::ensure_programs(&[("cc", "gcc")], "some dependencies compile C code")?;
         let mut steps = Steps::default();
         let whole = matches!(self.pg, Versions::All | Versions::One(15));
+        let servers = if whole { self.servers()? } else { None };
         if whole {
-            self.everything(&mut steps)?;
+            self.everything(&mut steps, servers.as_ref())?;
         }
         if self.pg == Versions::One(15) && self.filter.is_none() {
             self.wal_against_the_second(&mut steps)?;
         }
+        if let Some(servers) = &servers {
+            self.on_stores(&mut steps, servers)?;
+        }
+        drop(servers);
         for version in self.pg.list().into_iter().filter(|version| *version != 15) {
             self.against(version, &mut steps)?;
         }
         steps.finish()
     }
 
-    fn everything(&self, steps: &mut Steps) -> Result<()> {
-        // Where there is no 15 (a newer Debian), the version of the distribution takes its place.
-        let (version, folder) = if packages::is_available("postgresql-15") || std::env::var_os("PGVAULT_PG_BIN_15").is_some() {
-            (15, postgres::ensure(15)?)
-        } else {
-            postgres::ensure_any()?
-        };
+    /// What this run needs; nothing when a test was chosen and no store.
+    fn servers(&self) -> Result<Option<Servers>> {
+        if self.filter.is_some() && self.stores.is_empty() {
+            return Ok(None);
+        }
+        let mut names = SERVERS.to_vec();
+        if self.filter.is_some() {
+            names = Store::expand(&self.stores).into_iter().map(Store::name).filter(|name| SERVERS.contains(name)).collect();
+        }
+        if self.stores.contains(&Store::All) {
+            names.push("garage");
+        }
+        if !packages::is_root() {
+            println!("tests on Ceph's object gateway will fail: it is unpacked and run in a root of its own, which needs root");
+            names.retain(|name| *name != Store::Rgw.name());
+        }
+        Servers::start(&names).map(Some)
+    }
+
+    fn everything(&self, steps: &mut Steps, servers: Option<&Servers>) -> Result<()> {
+        let (version, folder) = Self::first()?;
         println!("testing against {}", postgres::version_line(&folder)?);
         if self.filter.is_none() {
             if succeeds(cargo().args(["fmt", "--version"])) {
@@ -131,8 +169,50 @@ impl Test {
         steps.step(&format!("tests, PostgreSQL {version}"), || {
             let mut tests = cargo();
             tests.args(["test", "--workspace", "--no-fail-fast"]);
-            run(self.with_server(&mut tests, version, &folder))
+            let tests = self.with_server(&mut tests, version, &folder);
+            // A test starts the servers that it is not told of.
+            run(match servers {
+                Some(servers) => servers.tell(tests),
+                None => tests,
+            })
         });
+        Ok(())
+    }
+
+    /// Where there is no 15 (a newer Debian), the version of the distribution takes its place.
+    fn first() -> Result<(u32, PathBuf)> {
+        if packages::is_available("postgresql-15") || std::env::var_os("PGVAULT_PG_BIN_15").is_some() {
+            Ok((15, postgres::ensure(15)?))
+        } else {
+            postgres::ensure_any()
+        }
+    }
+
+    /// The suite, or a part of it, with its vaults in stores.
+    fn on_stores(&self, steps: &mut Steps, servers: &Servers) -> Result<()> {
+        let (version, folder) = Self::first()?;
+        let whole = !self.stores.is_empty();
+        let stores = if whole { Store::expand(&self.stores) } else { STORES.to_vec() };
+        for store in stores.into_iter().filter(|store| *store != Store::Local) {
+            let name = store.name();
+            let tests = |package: &str, binaries: &[&str], filters: &[&str]| {
+                let mut tests = cargo();
+                tests.args(["test", "-p", package, "--no-fail-fast"]).args(binaries.iter().flat_map(|name| ["--test", name]));
+                servers.tell(&mut tests).env("PGVAULT_TEST_STORE", name);
+                run(self.with_server(&mut tests, version, &folder).args(["--"]).args(filters))
+            };
+            let (binaries, filters): (&[&str], &[&str]) = if whole { (&["pg_*"], &[]) } else { (&STORE_TESTS, &STORE_CRASHES) };
+            steps.step(&format!("tests on {name}"), || tests("pgvault-cli", binaries, &[]));
+            steps.step(&format!("crashes on {name}"), || tests("pgvault-core", &["pg_crash"], filters));
+        }
+        if self.stores.contains(&Store::All) {
+            steps.step("tests of Garage", || {
+                let mut tests = cargo();
+                tests.args(["test", "-p", "pgvault-core", "-p", "pgvault-teststores", "--no-fail-fast"]);
+                let tests = servers.tell(&mut tests);
+                run(self.with_server(tests, version, &folder).args(["--", "--ignored", "garage"]))
+            });
+        }
         Ok(())
     }
 

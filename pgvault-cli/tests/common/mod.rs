@@ -1,10 +1,12 @@
 //! What the tests against real servers share: a throwaway cluster, its vault and configuration, and the built program.
 //!
 //! pgvault runs as the account of the server, as it does in an `archive_command`. Everything lies in one temporary
-//! folder that is removed with the [`Site`].
+//! folder that is removed with the [`Site`], but for the vault, which is where the run has its store ([`Vaults`]).
 
 #![allow(dead_code, unreachable_pub, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used, clippy::missing_errors_doc)]
 #![expect(clippy::case_sensitive_file_extension_comparisons, reason = "names of objects are what they are")]
+
+mod vault;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +20,8 @@ use pgvault_core::postgres::Lsn;
 use pgvault_verify::process::{Account, Install, Outcome, Server, ServerBuilder};
 use serde_json::Value;
 use tempfile::TempDir;
+
+pub use vault::{VAULT, Vaults};
 
 /// True when the slow variants are wanted too.
 pub fn full() -> bool {
@@ -161,6 +165,8 @@ impl Drop for Running {
 pub struct Site {
     pub install: Install,
     pub account: Account,
+    /// Where the vault is, and what can be done to it.
+    pub vaults: Vaults,
     folder: TempDir,
     config: PathBuf,
     counter: AtomicU32,
@@ -173,7 +179,17 @@ impl std::fmt::Debug for Site {
 }
 
 impl Site {
+    /// With the vault in the store of this run.
     pub fn new() -> Self {
+        Self::with_vaults(Vaults::new)
+    }
+
+    /// With the vault in a directory, for what only a directory has.
+    pub fn in_directory() -> Self {
+        Self::with_vaults(Vaults::in_directory)
+    }
+
+    fn with_vaults(vaults: impl FnOnce(&Path) -> Vaults) -> Self {
         let install = Install::for_tests().expect("PostgreSQL for the tests");
         let account = Account::unprivileged().expect("an account for servers");
         let folder = tempfile::Builder::new()
@@ -188,7 +204,8 @@ impl Site {
         fs::set_permissions(&passphrase, fs::Permissions::from_mode(0o600)).expect("protect the passphrase");
         account.own(folder.path()).expect("give the folder away");
         let config = folder.path().join("pgvault.toml");
-        Self { install, account, folder, config, counter: AtomicU32::new(1) }
+        let vaults = vaults(folder.path());
+        Self { install, account, vaults, folder, config, counter: AtomicU32::new(1) }
     }
 
     pub fn folder(&self) -> &Path {
@@ -198,10 +215,6 @@ impl Site {
     /// A path in the folder.
     pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
         self.folder.path().join(name)
-    }
-
-    pub fn vault(&self) -> PathBuf {
-        self.path("vault")
     }
 
     /// A path in the folder that was not used before.
@@ -246,17 +259,17 @@ impl Site {
 
     /// Writes the configuration for a server, which may not run yet.
     pub fn configure(&self, server: &Server) {
-        self.configure_text("vault", &server.conninfo(), Some(server.pgdata()));
+        self.configure_text(VAULT, &server.conninfo(), Some(server.pgdata()));
     }
 
     pub fn configure_text(&self, vault: &str, connection: &str, pgdata: Option<&Path>) {
         let pgdata = pgdata.map_or_else(String::new, |path| format!("pgdata = \"{}\"\n", path.display()));
-        let text = format!(
-            "[vault]\nurl = \"file://{}\"\npassphrase_file = \"{}\"\n\n[cluster.main]\nconnection = \"{connection}\"\n{pgdata}",
-            self.directory(vault).display(),
-            self.path("passphrase").display(),
-        );
-        let _ = self.write("pgvault.toml", text);
+        if self.vaults.directory(vault).is_some() {
+            let _ = self.directory(vault);
+        }
+        let passphrase = format!("passphrase_file = \"{}\"", self.path("passphrase").display());
+        let cluster = format!("[cluster.main]\nconnection = \"{connection}\"\n{pgdata}");
+        let _ = self.write("pgvault.toml", self.vaults.config(vault, &passphrase, &cluster));
     }
 
     /// Gives the cluster's `[cluster.main.wal]` these lines, and no others.
@@ -264,17 +277,6 @@ impl Site {
         let text = fs::read_to_string(&self.config).expect("read the configuration");
         let before = text.split("\n[cluster.main.wal]").next().unwrap_or_default();
         let _ = self.write("pgvault.toml", format!("{before}\n[cluster.main.wal]\n{lines}\n"));
-    }
-
-    /// Takes the vault's WAL away from writers, or gives it back; it can be read all the time.
-    pub fn refuse_wal(&self, refuse: bool) {
-        let all = files_below(&self.vault());
-        let folders: std::collections::BTreeSet<_> =
-            all.iter().filter_map(|file| file.parent()).filter(|folder| folder.to_string_lossy().contains("/wal")).collect();
-        assert!(!folders.is_empty(), "there is no WAL yet");
-        for folder in folders {
-            fs::set_permissions(folder, fs::Permissions::from_mode(if refuse { 0o500 } else { 0o700 })).expect("set permissions");
-        }
     }
 
     /// Makes a cluster, its configuration and its vault, and starts it.
@@ -382,28 +384,15 @@ impl Site {
 
     /// Names of the WAL objects of a timeline in the vault, without those being written.
     pub fn wal_objects(&self, timeline: u32) -> Vec<String> {
-        let mut names: Vec<String> = files_below(&self.vault())
-            .into_iter()
-            .filter(|path| path.to_string_lossy().contains(&format!("/wal/{timeline:08X}/")))
-            .filter_map(|path| Some(path.file_name()?.to_str()?.to_owned()))
-            .filter(|name| !name.contains('#'))
-            .collect();
-        names.sort();
-        names
-    }
-
-    /// The file that holds an object whose name ends like this.
-    #[track_caller]
-    pub fn object(&self, end: &str) -> PathBuf {
-        let mut found: Vec<_> =
-            files_below(&self.vault()).into_iter().filter(|path| path.to_string_lossy().ends_with(end)).collect();
-        assert_eq!(found.len(), 1, "objects that end with {end}: {found:?}");
-        found.remove(0)
+        let folder = format!("/wal/{timeline:08X}/");
+        // Sorted, because they share what comes before the last slash.
+        let names = self.vaults.names();
+        names.iter().filter_map(|name| Some(name.split_once(&folder)?.1.to_owned())).collect()
     }
 
     /// Committed backups in the vault.
     pub fn snapshots(&self) -> usize {
-        files_below(&self.vault()).iter().filter(|path| path.extension().is_some_and(|e| e == "snap")).count()
+        self.vaults.names().iter().filter(|name| name.ends_with(".snap")).count()
     }
 
     /// How far the vault's WAL of a timeline reaches without a hole, according to the names of its objects alone.

@@ -23,6 +23,7 @@ use crate::format::map::{Extent, PackId};
 use crate::format::object::{HEADER_LEN, Kind, TAIL_LEN};
 use crate::format::pack_table::PackRef;
 use crate::progress::SharedProgress;
+use crate::store::Reading;
 use crate::vault::{Cluster, layout, lost};
 use crate::{Error, ErrorKind, Result};
 
@@ -182,10 +183,14 @@ impl Writer<'_> {
             let (cluster, files, send) = (self.cluster.clone(), files.clone(), send.clone());
             wants.sort_by_key(|w| (w.frame, w.file, w.block));
             let _ = running.spawn(async move {
-                let pack = open_pack(&cluster, &known).await?;
+                let (pack, mut whole) = open_pack(&cluster, &known, &wants).await?;
                 for (range, wants) in pieces(&pack, &wants)? {
                     let start = range.start;
-                    let bytes = cluster.store().get_range(&pack.path, range).await.map_err(|e| lost(&pack.path, e))?;
+                    let read = match &mut whole {
+                        Some(whole) => whole.at(range).await,
+                        None => cluster.store().get_range(&pack.path, range).await,
+                    };
+                    let bytes = read.map_err(|e| lost(&pack.path, e))?;
                     let mut rest = wants;
                     while !rest.is_empty() {
                         // Cut between frames, so that none is decoded twice.
@@ -232,15 +237,61 @@ struct OpenPack {
     reader: Arc<ObjectReader>,
 }
 
-async fn open_pack(cluster: &Cluster, pack: &PackRef) -> Result<OpenPack> {
+/// A pack that is read from end to end, and where in it the reading is.
+struct WholePack {
+    reading: Reading,
+    at: u64,
+}
+
+impl WholePack {
+    /// The bytes of a range that does not begin before the end of the one before.
+    async fn at(&mut self, range: Range<u64>) -> Result<Bytes> {
+        // What lies between is not wanted, and costs less than another request.
+        while self.at < range.start {
+            let skip = (range.start - self.at).min(PIECE);
+            let _ = self.reading.next(skip).await?;
+            self.at += skip;
+        }
+        let bytes = self.reading.next(range.end - range.start).await?;
+        self.at = range.end;
+        Ok(bytes)
+    }
+}
+
+/// Reads a pack's frame table; when most of the pack is wanted, also begins to read all of it.
+async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<(OpenPack, Option<WholePack>)> {
     let relative = layout::pack(Ulid::from_bytes(pack.id));
     let path = cluster.path(&relative);
     let footer_start = pack.size.saturating_sub(TAIL_LEN as u64 + u64::from(pack.footer_len));
-    let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(|e| lost(&path, e))?;
-    let head = cluster.store().get_range(&path, 0..HEADER_LEN as u64).await.map_err(|e| lost(&path, e))?;
+    let footer = cluster.store().get_range(&path, footer_start..pack.size);
+    // The header comes first in the pack, so a reading of all of it has it.
+    let mut whole = wants_most(pack, wants)
+        .then(|| WholePack { reading: cluster.store().read(&path, 0..footer_start), at: 0 })
+        .filter(|_| footer_start >= HEADER_LEN as u64);
+    let head = async {
+        match &mut whole {
+            Some(whole) => whole.at(0..HEADER_LEN as u64).await,
+            None => cluster.store().get_range(&path, 0..HEADER_LEN as u64).await,
+        }
+    };
+    let (footer, head) = futures::try_join!(footer, head).map_err(|e| lost(&path, e))?;
     let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer)
         .map_err(|e| Error::from(e).context(&path))?;
-    Ok(OpenPack { path, reader: Arc::new(reader) })
+    Ok((OpenPack { path, reader: Arc::new(reader) }, whole))
+}
+
+/// True when so many of a pack's frames are wanted that reading all of it is cheaper than asking for them. The number of its
+/// frames is estimated from the length of its frame table.
+fn wants_most(pack: &PackRef, wants: &[Want]) -> bool {
+    const ENTRY: usize = 23;
+    let mut frames = 0;
+    let mut last = None;
+    for want in wants {
+        if last.replace(want.frame) != Some(want.frame) {
+            frames += 1;
+        }
+    }
+    frames * 2 * ENTRY >= pack.footer_len as usize
 }
 
 /// Cuts what is wanted of a pack, sorted by frame, into ranges that are worth one request each.

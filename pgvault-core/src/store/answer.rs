@@ -33,10 +33,14 @@ pub(super) enum Verdict {
     Denied,
     /// Retention or a hold protects the object.
     Immutable,
+    /// There is no such object.
+    Missing,
     /// There is no such bucket, container or account.
     NoBucket,
     /// The object lies in an archive tier and has to be brought back first.
     Archived,
+    /// The object ends before the range begins.
+    BehindEnd,
     /// The store cannot do this.
     Unsupported,
     /// The request was wrong in another way.
@@ -61,7 +65,10 @@ impl Answer {
             "NoSuchBucket" | "ContainerNotFound" | "ContainerBeingDeleted" | "ResourceNotFound" | "InvalidBucketName" => {
                 return Verdict::NoBucket;
             }
+            "NoSuchKey" | "NoSuchVersion" | "BlobNotFound" | "notFound" => return Verdict::Missing,
             "InvalidObjectState" | "BlobArchived" | "BlobBeingRehydrated" => return Verdict::Archived,
+            // With 400 as well, although it is about the credentials.
+            "InvalidToken" => return Verdict::Denied,
             "NotImplemented" | "UnsupportedHeader" => return Verdict::Unsupported,
             code if code.starts_with("BlobImmutable") || code == "ObjectUnderActiveHold" || code == "ObjectLocked" => {
                 return Verdict::Immutable;
@@ -72,6 +79,7 @@ impl Answer {
             401 | 403 | 407 => Verdict::Denied,
             405 | 501 | 505 => Verdict::Unsupported,
             408 | 425 | 429 | 500..=599 => Verdict::Transient,
+            416 => Verdict::BehindEnd,
             _ => Verdict::Wrong,
         }
     }
@@ -85,6 +93,10 @@ impl Answer {
     pub(super) fn parse(status: u16, code: Option<&str>, request_id: &str, body: &[u8]) -> Self {
         let mut answer =
             Self { status, code: code.unwrap_or_default().into(), message: String::new(), request_id: request_id.into() };
+        if body.first() == Some(&b'{') {
+            answer.read_json(body);
+            return answer;
+        }
         let mut reader = quick_xml::Reader::from_reader(body);
         let (mut element, mut depth) = (Vec::new(), 0_u32);
         loop {
@@ -111,6 +123,16 @@ impl Answer {
                 Ok(_) => {}
             }
         }
+    }
+
+    /// Google's JSON API: `{"error": {"message": ..., "errors": [{"reason": ...}]}}`.
+    fn read_json(&mut self, body: &[u8]) {
+        let Ok(read) = serde_json::from_slice::<serde_json::Value>(body) else { return };
+        let text = |at: &str| read.pointer(at).and_then(serde_json::Value::as_str).unwrap_or_default().chars().take(300).collect();
+        if self.code.is_empty() {
+            self.code = text("/error/errors/0/reason");
+        }
+        self.message = text("/error/message");
     }
 
     /// The refusal among the causes of an error.
@@ -175,7 +197,11 @@ mod tests {
             b"\xef\xbb\xbf<?xml version=\"1.0\"?><Error><Code>BlobImmutableDueToPolicy</Code><Message>No.\nRequestId:x</Message></Error>";
         let answer = Answer::parse(409, None, "r", azure);
         assert_eq!((answer.verdict(), answer.message.as_str()), (Verdict::Immutable, "No."));
-        for page in [&b"<html><body><h1>Bad Gateway</h1></body></html>"[..], b"", b"\xff\xfe<", b"<Error><Code>"] {
+        let google =
+            br#"{"error":{"code":404,"message":"No such object: b/o","errors":[{"reason":"notFound","domain":"global"}]}}"#;
+        let answer = Answer::parse(404, None, "", google);
+        assert_eq!((answer.verdict(), answer.message.as_str()), (Verdict::Missing, "No such object: b/o"));
+        for page in [&b"{\"error\":"[..], b"<html><body><h1>Bad Gateway</h1></body></html>", b"", b"\xff\xfe<", b"<Error><Code>"] {
             let answer = Answer::parse(502, None, "", page);
             assert_eq!((answer.code.as_str(), answer.verdict()), ("", Verdict::Transient));
         }

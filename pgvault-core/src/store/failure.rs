@@ -29,7 +29,10 @@ impl Failure {
 
     /// The store says that there is no such object.
     pub(super) fn is_absence(&self) -> bool {
-        matches!(self.0, object_store::Error::NotFound { .. }) && self.verdict() != Some(Verdict::NoBucket)
+        match self.verdict() {
+            Some(verdict) => verdict == Verdict::Missing,
+            None => matches!(self.0, object_store::Error::NotFound { .. }),
+        }
     }
 
     /// The store says that the name exists already.
@@ -95,11 +98,12 @@ impl Failure {
             (Some(Verdict::Archived), _) => {
                 (ErrorKind::Failed, "store.archived", "bring the object back from its archive tier first, then repeat the command")
             }
+            (Some(Verdict::BehindEnd), _) => (ErrorKind::Corrupt, "object.short", ""),
             (Some(Verdict::Unsupported), _) | (None, E::InvalidPath { .. } | E::NotSupported { .. } | E::NotImplemented { .. }) => {
                 (ErrorKind::Unsupported, "store.unsupported", "")
             }
             (Some(Verdict::Wrong), _) => (ErrorKind::Failed, "store.refused", "look the code up in the provider's documentation"),
-            (None, E::NotFound { .. }) => (ErrorKind::NotFound, "object.not_found", ""),
+            (Some(Verdict::Missing), _) | (None, E::NotFound { .. }) => (ErrorKind::NotFound, "object.not_found", ""),
             (None, E::AlreadyExists { .. } | E::Precondition { .. }) => (ErrorKind::Storage, "store.conflict", ""),
             (None, _) if self.is_untrusted() => {
                 (ErrorKind::Failed, "store.untrusted", "name the file with the store's certificate authority in vault.ca_file")

@@ -12,7 +12,7 @@ use object_store::{ObjectStore, PutMode, PutOptions, PutPayload};
 use super::gate::Verb;
 use super::guard::{BucketRules, Guard, Version};
 use super::retention::{Immutability, Lock, LockMode};
-use super::{Store, path};
+use super::{Put, Store, path};
 use crate::{Error, ErrorKind, Result};
 
 /// Locks that are looked at and made longer at the same time.
@@ -154,6 +154,34 @@ impl Store {
         let guard = self.guard()?;
         let path = self.full(name);
         self.guarded("delete", name, || guard.delete_version(&path, version)).await
+    }
+
+    /// Who has created `name`, on a store that keeps versions and has told this writer that it did, and perhaps others: whoever
+    /// wrote the first version. A plain read gives the last one, so the first is written once more when that is another; one
+    /// that was refused has read what was on top at that moment.
+    ///
+    /// A writer that dies between its PUT and this leaves its own version on top; [`crate::vault::undelete`] finds it.
+    pub(super) async fn first_version(&self, name: &str, bytes: &Bytes, put: Put) -> Result<Put> {
+        let mut versions = self.versions(name).await?;
+        // The newest comes first (`ListObjectVersions`: in the order in which they were stored).
+        versions.retain(|version| version.name == name && !version.is_delete_marker);
+        let (Some(first), Some(latest)) = (versions.last(), versions.first()) else {
+            let why = format!("{name} was stored, and none of its versions is listed");
+            return Err(Error::new(ErrorKind::Storage, "store.versions", why));
+        };
+        if first.id == latest.id {
+            return Ok(put);
+        }
+        let kept = self.get_version(name, &first.id).await?;
+        if first.etag.is_empty() || first.etag != latest.etag {
+            tracing::warn!(name, "several writers were told that they created an object; the first one's is kept");
+            self.overwrite(name, kept.clone()).await?;
+        }
+        Ok(match put {
+            _ if kept != *bytes => Put::Different(kept),
+            Put::Same => Put::Same,
+            Put::Created | Put::Different(_) => Put::Created,
+        })
     }
 
     /// Writes an object whether or not its name is taken: to give a name back the bytes that it had first, or, with an object

@@ -1,4 +1,4 @@
-//! Whether a store can hold a vault: what `pgvault init` and `pgvault doctor` ask it, in some fifty small requests.
+//! Whether a store can hold a vault: what `pgvault init` and `pgvault doctor` ask it, in some hundred and fifty small requests: a second or two.
 //!
 //! Many servers speak S3. Some answer 200 to a PUT that must not overwrite and overwrite; some refuse the second of two such
 //! PUTs but not of two at the same moment; some take `Range` for a hint; some show in a listing what was there a while ago.
@@ -6,7 +6,7 @@
 //! nothing: what counts is what the store at this address does.
 //!
 //! Each question is a [`Check`] with a name, what was seen, and what to do about it. The store is left as it was, unless the
-//! credentials may not delete, as a writer's should not: then three objects of a few bytes stay under `probe/`.
+//! credentials may not delete, as a writer's should not: then six objects of a few bytes stay under `probe/`.
 //!
 //! The whole of what pgvault relies on is asked by the conformance suite, which begins with these checks
 //! (`pgvault_core::testing::conformance`, feature `testing`).
@@ -25,6 +25,9 @@ use crate::{Error, ErrorKind, Result};
 
 /// Writers that want the same name at the same moment.
 const RACERS: usize = 16;
+
+/// How often. The first time connections are still being made, and a server that looks before it writes may pass.
+const RACES: usize = 4;
 
 /// More than this between the store's clock and ours, and S3 begins to refuse signatures (at 15 minutes).
 const SKEW: Duration = Duration::from_secs(5 * 60);
@@ -78,13 +81,21 @@ pub struct ProbeReport {
     pub checks: Vec<Check>,
     /// True when the credentials may delete; `None` when that was not found out.
     pub may_delete: Option<bool>,
+    /// True when the store keeps versions and accepts several of one name at the same moment; the first one counts then.
+    pub several_versions: bool,
     /// How long all of it took, in milliseconds.
     pub milliseconds: u64,
 }
 
 impl ProbeReport {
     pub(crate) fn new(store: &Store) -> Self {
-        Self { location: store.location().to_owned(), checks: Vec::new(), may_delete: None, milliseconds: 0 }
+        Self {
+            location: store.location().to_owned(),
+            checks: Vec::new(),
+            may_delete: None,
+            several_versions: false,
+            milliseconds: 0,
+        }
     }
 
     /// A check, if it ran.
@@ -100,6 +111,11 @@ impl ProbeReport {
     /// What failed.
     pub fn failures(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.outcome == Outcome::Failed)
+    }
+
+    /// True when writers must look which version of a name was the first.
+    pub fn first_version_counts(&self) -> bool {
+        self.several_versions
     }
 
     /// True when two writers of one name would destroy each other's work here.
@@ -188,6 +204,11 @@ pub(crate) const RACE: Question = Question {
     fix: "the store checks and writes in two steps: use one whose conditional PUT is atomic, or make sure that there is only one \
           writer, ever",
 };
+const VERSIONS_RACE: Question = Question {
+    fix: "nothing to do: pgvault looks at the versions after each PUT that others may make too, which is one request more; a bucket \
+          without versions does not need it, where the store has no locks to offer anyway",
+    ..RACE
+};
 pub(crate) const RANGES: Question = Question {
     name: "ranges",
     code: "store.ranges",
@@ -220,6 +241,10 @@ impl Question {
             Err(Miss::Warn(evidence)) => check(Outcome::Warned, evidence, fix),
             Err(Miss::Skip(evidence)) => check(Outcome::Skipped, evidence, ""),
             Err(Miss::Wrong(evidence)) => check(Outcome::Failed, evidence, fix),
+            // Of a store that has failed already, nothing else matters.
+            Err(Miss::Error(error)) if error.is_transient() && !report.is_ok() => {
+                check(Outcome::Skipped, format!("could not be found out: {error}"), "")
+            }
             Err(Miss::Error(error)) if error.is_transient() => return Err(error.context(name)),
             Err(Miss::Error(error)) => {
                 Check { kind: error.kind(), code: error.code(), ..check(Outcome::Failed, error.to_string(), fix) }
@@ -239,11 +264,15 @@ pub async fn probe(store: &Store, env: &Env) -> Result<ProbeReport> {
     let began = tokio::time::Instant::now();
     let folder = format!("probe/{}", env.new_id()?);
     // One of them a level deeper, for listings by level.
-    let [object, listed, raced] = ["object", "listed", "below/raced"].map(|name| format!("{folder}/{name}"));
+    let [object, listed] = ["object", "listed"].map(|name| format!("{folder}/{name}"));
+    let raced: Vec<String> = (1..=RACES).map(|round| format!("{folder}/below/raced-{round}")).collect();
     let mut report = ProbeReport::new(store);
-    let asked = ask(store, env, &mut report, [&folder, &object, &listed, &raced]).await;
+    // Beside them, because they are not always there.
+    let again: Vec<String> = (1..=RACES).map(|round| format!("{folder}-again/{round}")).collect();
+    let made = Made { folder: &folder, object: &object, listed: &listed, raced: &raced, again: &again };
+    let asked = ask(store, env, &mut report, &made).await;
     // Whatever was found out: what the probe made is removed again.
-    let (deletion, may_delete) = deletion(store, &[&object, &listed, &raced]).await;
+    let (deletion, may_delete) = deletion(store, &made.names()).await;
     asked.map_err(|error| error.context(format_args!("probe the store at {}", store.location())))?;
     report.may_delete = may_delete;
     DELETION.note(&mut report, deletion)?;
@@ -251,7 +280,24 @@ pub async fn probe(store: &Store, env: &Env) -> Result<ProbeReport> {
     Ok(report)
 }
 
-async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object, listed, raced]: [&str; 4]) -> Result<()> {
+/// The names of what the probe makes.
+struct Made<'a> {
+    folder: &'a str,
+    object: &'a str,
+    listed: &'a str,
+    raced: &'a [String],
+    /// Raced for once more, where the versions have to tell who was first.
+    again: &'a [String],
+}
+
+impl<'a> Made<'a> {
+    fn names(&self) -> Vec<&'a str> {
+        self.raced.iter().chain(self.again).map(String::as_str).chain([self.listed, self.object]).collect()
+    }
+}
+
+async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, made: &Made<'_>) -> Result<()> {
+    let object = made.object;
     MISSING.note(report, missing(store, object).await)?;
     let body = pattern(1000);
     match create_only(store, object, &body).await {
@@ -259,9 +305,25 @@ async fn ask(store: &Store, env: &Env, report: &mut ProbeReport, [folder, object
         Err(Miss::Error(error)) => return Err(error),
         seen => CREATE_ONLY.note(report, seen)?,
     }
-    RACE.note(report, race(store, raced, RACERS).await)?;
+    // What overwrites has changed the bytes that the next questions are about.
+    if report.overwrites() {
+        return Ok(());
+    }
+    let mut seen = race(store, made.raced, RACERS).await;
+    if let Err(Miss::Wrong(why)) = &seen
+        && keeps_versions(store, made.raced).await
+    {
+        // Nothing is lost there. What is left to find out is whether the versions tell who was first.
+        let settled = race(&store.clone().settling_by_versions(), made.again, RACERS).await;
+        report.several_versions = settled.is_ok();
+        if report.several_versions {
+            seen = Err(Miss::Warn(format!("{why}; all versions are kept, and the first one counts")));
+        }
+    }
+    let question = if report.several_versions { VERSIONS_RACE } else { RACE };
+    question.note(report, seen)?;
     RANGES.note(report, ranges(store, object, &body).await)?;
-    LISTING.note(report, listing(store, [folder, object, listed, raced]).await)?;
+    LISTING.note(report, listing(store, made).await)?;
     CLOCK.note(report, clock(store, env, object).await)
 }
 
@@ -324,26 +386,41 @@ pub(crate) async fn create_only(store: &Store, name: &str, body: &Bytes) -> Seen
     Ok("the second PUT of a name is refused, and the first one's bytes are kept".into())
 }
 
-/// Of many writers of one name one wins, and all the others find its bytes.
-pub(crate) async fn race(store: &Store, name: &str, racers: usize) -> Seen {
+/// Of many writers of one name one wins, and all the others find its bytes; once for each of these names.
+pub(crate) async fn race(store: &Store, names: &[String], racers: usize) -> Seen {
     let body = |racer: usize| Bytes::from(format!("pgvault probe: writer {racer} of {racers}"));
-    let puts = join_all((0..racers).map(|racer| store.put_new(name, body(racer)))).await;
-    let mut winners = Vec::new();
-    let mut found = Vec::new();
-    for (racer, put) in puts.into_iter().enumerate() {
-        match put.map_err(refused)? {
-            Put::Created | Put::Same => winners.push(racer),
-            Put::Different(bytes) => found.push(bytes),
+    for name in names {
+        let puts = join_all((0..racers).map(|racer| store.put_new(name, body(racer)))).await;
+        let mut winners = Vec::new();
+        let mut found = Vec::new();
+        for (racer, put) in puts.into_iter().enumerate() {
+            match put.map_err(refused)? {
+                Put::Created | Put::Same => winners.push(racer),
+                Put::Different(bytes) => found.push(bytes),
+            }
+        }
+        let kept = store.get(name).await?;
+        match winners.as_slice() {
+            [winner] if kept == body(*winner) && found.iter().all(|bytes| *bytes == kept) => {}
+            [_] => {
+                return Err(Miss::Wrong(format!(
+                    "one of {racers} writers at once was told that it won, and another's bytes are there"
+                )));
+            }
+            many => return Err(Miss::Wrong(format!("of {racers} writers at once {} were told that they won", many.len()))),
         }
     }
-    let kept = store.get(name).await?;
-    match winners.as_slice() {
-        [winner] if kept == body(*winner) && found.iter().all(|bytes| *bytes == kept) => {
-            Ok(format!("of {racers} writers at once one won"))
+    Ok(format!("{} times, of {racers} writers at once one won", names.len()))
+}
+
+/// True when there is more than one version of one of these names.
+async fn keeps_versions(store: &Store, names: &[String]) -> bool {
+    for name in names {
+        if store.versions(name).await.is_ok_and(|versions| versions.len() > 1) {
+            return true;
         }
-        [_] => Err(Miss::Wrong(format!("one of {racers} writers at once was told that it won, and another's bytes were there"))),
-        winners => Err(Miss::Wrong(format!("of {racers} writers at once {} were told that they won", winners.len()))),
     }
+    false
 }
 
 /// Parts of an object are the parts that were asked for.
@@ -366,19 +443,25 @@ pub(crate) async fn ranges(store: &Store, name: &str, body: &Bytes) -> Seen {
 }
 
 /// What was just written is listed, as a whole, after a name and by level.
-async fn listing(store: &Store, [folder, object, listed, raced]: [&str; 4]) -> Seen {
-    let names = |listed: Vec<super::ObjectInfo>| listed.into_iter().map(|object| object.name).collect::<Vec<_>>();
+async fn listing(store: &Store, made: &Made<'_>) -> Seen {
+    // Of the raced ones the first: where many won it, there was no second race.
+    let wanted: Vec<&str> = made.raced.first().map(String::as_str).into_iter().chain([made.listed, made.object]).collect();
+    let names = |listed: Vec<super::ObjectInfo>| {
+        let mut names: Vec<String> = listed.into_iter().map(|object| object.name).collect();
+        names.retain(|name| !made.raced.iter().skip(1).any(|raced| raced == name));
+        names
+    };
     let expect = |what: &str, found: Vec<String>, wanted: &[&str]| {
         if found == wanted {
             return Ok(());
         }
         Err(Miss::Wrong(format!("right after a PUT {what} shows {found:?} instead of {wanted:?}")))
     };
-    let prefix = format!("{folder}/");
+    let prefix = format!("{}/", made.folder);
     // Nothing between this and the next: a cache may need a moment to see what was written.
-    store.put_once(listed, Bytes::from_static(b"pgvault probe")).await?;
-    expect("a listing", names(store.list(&prefix).await?), &[raced, listed, object])?;
-    expect("a listing after a name", names(store.list_after(&prefix, Some(listed)).await?), &[object])?;
+    store.put_once(made.listed, Bytes::from_static(b"pgvault probe")).await?;
+    expect("a listing", names(store.list(&prefix).await?), &wanted)?;
+    expect("a listing after a name", names(store.list_after(&prefix, Some(made.listed)).await?), &[made.object])?;
     expect("a listing by level", store.list_directories(&prefix).await?, &["below"])?;
     Ok("listings show what was just written".into())
 }

@@ -41,24 +41,28 @@ impl Purpose {
 /// The store overwrites, so that only one program at a time may write. Who writes must know it, to look at a name first.
 pub const SINGLE_WRITER: &str = "single-writer";
 
+/// The store keeps versions, and tells several writers of one name at the same moment that each has created it. Who writes must
+/// know that the first version counts.
+pub const FIRST_VERSION: &str = "first-version";
+
 /// What this version knows.
-const KNOWN: [&str; 1] = [SINGLE_WRITER];
+const KNOWN: [&str; 2] = [SINGLE_WRITER, FIRST_VERSION];
 
 /// The names of the lists, as a new vault has them.
 pub(super) fn none() -> BTreeMap<String, Vec<String>> {
     [Purpose::Read, Purpose::Write, Purpose::CollectGarbage].map(|purpose| (purpose.list().to_owned(), Vec::new())).into()
 }
 
-/// The lists of a vault that only one program at a time writes to.
-pub(super) fn single_writer() -> BTreeMap<String, Vec<String>> {
+/// The lists of a vault with a feature that writers must know.
+pub(super) fn for_writers(feature: &str) -> BTreeMap<String, Vec<String>> {
     let mut features = none();
-    features.entry(Purpose::Write.list().to_owned()).or_default().push(SINGLE_WRITER.to_owned());
+    features.entry(Purpose::Write.list().to_owned()).or_default().push(feature.to_owned());
     features
 }
 
-/// True when the vault is one of these.
-pub(super) fn is_single_writer(features: &BTreeMap<String, Vec<String>>) -> bool {
-    features.get(Purpose::Write.list()).is_some_and(|names| names.iter().any(|name| name == SINGLE_WRITER))
+/// True when a vault has it.
+pub(super) fn has_for_writers(features: &BTreeMap<String, Vec<String>>, feature: &str) -> bool {
+    features.get(Purpose::Write.list()).is_some_and(|names| names.iter().any(|name| name == feature))
 }
 
 /// Makes sure that this version knows every feature that stands in the way of `purpose`.
@@ -107,7 +111,9 @@ mod tests {
                 let judged = ensure(&features, purpose);
                 assert_eq!(judged.is_err(), forbidden.contains(&purpose), "{list}, {purpose:?}: {judged:?}");
                 assert!(ensure(&none(), purpose).is_ok());
-                assert!(ensure(&single_writer(), purpose).is_ok());
+                for known in KNOWN {
+                    assert!(ensure(&for_writers(known), purpose).is_ok());
+                }
                 if let Err(error) = judged {
                     assert_eq!((error.kind(), error.code()), (ErrorKind::Unsupported, "vault.feature"));
                     assert!(error.to_string().contains("`x`"), "{error}");

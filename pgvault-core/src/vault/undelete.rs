@@ -61,6 +61,8 @@ pub async fn find(store: &Store, prefix: &str) -> Result<Vec<Hidden>> {
         if layout::class_of(&name) == crate::store::Class::Transient {
             continue;
         }
+        // Listed newest first; the sort keeps the order of those of the same moment.
+        versions.reverse();
         versions.sort_by_key(|version| version.written);
         let Some(first) = versions.iter().find(|version| !version.is_delete_marker) else { continue };
         let latest = versions.iter().find(|version| version.is_latest);

@@ -38,7 +38,7 @@ async fn the_probe_passes_what_can_hold_a_vault_and_leaves_nothing() {
         assert_eq!(passed(name), Outcome::Passed, "{name}: {report}");
     }
     assert!(objects_of(&*memory).await.is_empty());
-    assert!(counting.calls().len() < 60, "{} requests", counting.calls().len());
+    assert!(counting.calls().len() < 170, "{} requests", counting.calls().len());
     let json = serde_json::to_value(&report).unwrap();
     assert_eq!(json["checks"][1]["name"], "create_only");
     assert_eq!(json["checks"][1]["outcome"], "passed");
@@ -97,7 +97,7 @@ async fn the_probe_does_without_the_right_to_delete() {
     let report = probed(Arc::new(counting)).await;
     assert!(report.is_ok(), "{report}");
     assert_eq!((report.may_delete, report.check("deletion").unwrap().outcome), (Some(false), Outcome::Skipped));
-    assert_eq!(objects_of(&*memory).await.len(), 3);
+    assert_eq!(objects_of(&*memory).await.len(), 6);
 }
 
 /// A store in trouble is not a store that cannot hold a vault.
@@ -165,11 +165,8 @@ async fn h13_each_store_that_almost_conforms_is_caught_by_its_check() {
         (Q::RangeIsShifted, "range_edges"),
         (Q::RangeOverTheEndIsFilled, "range_edges"),
         (Q::ListsOnePage, "many_keys"),
-        (Q::ListsFromInstead, "list_offset"),
         (Q::PrefixIsText, "list_prefix"),
         (Q::FoldsCase, "names"),
-        (Q::DecodesNames, "names"),
-        (Q::PlusIsSpace, "names"),
         (Q::KeepsDeleted, "delete_create"),
         (Q::KeepsDeleted, "cleanup"),
         (Q::MissingIsDenied, "missing"),
@@ -181,6 +178,15 @@ async fn h13_each_store_that_almost_conforms_is_caught_by_its_check() {
         let found = report.check(check).unwrap();
         assert_eq!(found.outcome, Outcome::Failed, "{quirk:?}: {report}");
         assert!(!found.fix.is_empty() && !report.is_ok(), "{quirk:?}: {report}");
+    }
+    // Where a listing begins too early, `Store` leaves out what was not asked for.
+    let report = suite(Quirky::new(Q::ListsFromInstead)).run(&Env::default()).await.unwrap();
+    assert!(report.is_ok(), "{report}");
+    // What happens only to names that pgvault never makes.
+    for quirk in [Q::DecodesNames, Q::PlusIsSpace] {
+        let report = suite(Quirky::new(quirk)).run(&Env::default()).await.unwrap();
+        let found = report.check("names").unwrap();
+        assert!(found.outcome == Outcome::Warned && !found.fix.is_empty() && report.is_ok(), "{quirk:?}: {report}");
     }
     let lagging = |lag| Arc::new(FaultyStore::new(Arc::new(InMemory::new())).with_lag(lag));
     for (lag, check) in [(Lag::Listings(3), "list_after_write"), (Lag::Everything(3), "create_only")] {

@@ -18,13 +18,15 @@ use pgvault_core::restore::plan::{PlanOptions, plan};
 use pgvault_core::restore::target::Target;
 use pgvault_core::restore::{RestoreCommand, RestoreOptions, Restored, TargetAction, restore};
 use pgvault_core::store::{Store, StoreOptions};
-use pgvault_core::testing::{Objects, from_objects, objects_of};
+use pgvault_core::testing::{Objects, objects_of};
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::vault::{Cluster, Vault};
 use pgvault_core::wal::push;
 use pgvault_verify::process::{Install, Server};
 use tempfile::TempDir;
 use ulid::Ulid;
+
+use crate::place::{Copy, from_objects};
 
 /// Words that occur in the source and must not occur in the vault.
 pub(crate) const SECRETS: [&str; 4] = ["plainrowmarker", "secret_relation_marker", "secret_file_marker", "pg_attribute"];
@@ -138,7 +140,7 @@ impl Source {
             first: Ulid(0),
             segments: Vec::new(),
         };
-        let memory = Arc::new(object_store::memory::InMemory::new());
+        let memory = Copy::new();
         let first = runtime().block_on(async {
             let vault = Vault::create(store(memory.clone()), Env::default()).await.unwrap().0;
             assert!(vault.create_cluster(&source.name, &[source.key.wrap(), source.other.wrap()]).await.unwrap());

@@ -14,7 +14,7 @@ use pgvault_core::env::{Env, OsRandom};
 use pgvault_core::restore::plan::{PlanOptions, plan};
 use pgvault_core::restore::target::Target;
 use pgvault_core::store::{Put, Store};
-use pgvault_core::testing::{Fault, FaultyStore, ListOrder, Objects, from_objects, objects_of};
+use pgvault_core::testing::{Fault, FaultyStore, ListOrder, Objects, objects_of};
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::vault::{Vault, snapshot};
 use pgvault_core::wal::catalog::Catalog;
@@ -22,6 +22,7 @@ use pgvault_core::wal::fetch::contents;
 use pgvault_core::wal::push::push;
 use ulid::Ulid;
 
+use crate::place::{Copy, from_objects};
 use crate::source::{Key, Source, errors, options, report, runtime, store};
 
 /// H1: whatever many writers put into the vault at once, one key reads all of it.
@@ -75,7 +76,7 @@ fn a_wrong_key_is_named_as_such() {
 fn h17_clusters_with_hostile_names_share_a_vault_and_nothing_else() {
     let source = Source::new();
     runtime().block_on(async {
-        let memory = Arc::new(object_store::memory::InMemory::new());
+        let memory = Copy::new();
         let id = source.name.system_id;
         let names = ["main", "main-1", "main.1", "main.tmp.x", "x.tmp.main", "1", "a--b", "A_b.c-"];
         let names = names.map(|name| ClusterName::new(name, id).unwrap());

@@ -13,8 +13,8 @@ const KIND: &str = "application/json; charset=UTF-8";
 
 pub(super) fn problem(problem: Problem) -> Response<Full<Bytes>> {
     let status = problem.status();
-    let error =
-        json!({ "error": { "code": status.as_u16(), "message": "the stand-in", "errors": [{ "reason": problem.code() }] } });
+    let reason = if status == StatusCode::NOT_FOUND { "notFound" } else { problem.code() };
+    let error = json!({ "error": { "code": status.as_u16(), "message": "the stand-in", "errors": [{ "reason": reason }] } });
     respond(status, KIND, error.to_string())
 }
 

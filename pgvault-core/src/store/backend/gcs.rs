@@ -1,8 +1,8 @@
 //! `gs://bucket/prefix`: Google Cloud Storage, through its XML API as `object_store` does.
 //!
 //! Sources: Cloud Storage documentation, "HTTP headers and query string parameters for XML API" (`x-goog-object-lock-mode`,
-//! `x-goog-object-lock-retain-until-date`), "Set object retention", "Get object retention", "List objects" with `versions`; holds
-//! are part of the JSON API only ("Objects: patch", `temporaryHold`).
+//! `x-goog-object-lock-retain-until-date`), "List objects" with `versions`; JSON API, "Objects: get" and "Objects: patch" with
+//! `retention` and `temporaryHold`: the XML API has no holds, and answers 404 for an object without retention.
 
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ use crate::store::answer::Answer;
 use crate::store::gate::Gate;
 use crate::store::guard::{BucketRules, Guard, Version, VersionsPage};
 use crate::store::http::Dress;
-use crate::store::retention::Lock;
+use crate::store::retention::{Lock, LockMode};
 use crate::store::settings::Settings;
 use crate::{Error, ErrorKind, Result};
 
@@ -124,7 +124,7 @@ fn page_query(prefix: &str, after: Option<&VersionsPage>) -> String {
     let mut query = url::form_urlencoded::Serializer::new(String::new());
     let _ = query.append_pair("prefix", prefix);
     if let Some(after) = after {
-        let _ = query.append_pair("key-marker", &after.key);
+        let _ = query.append_pair("marker", &after.key);
         if !after.version.is_empty() {
             let _ = query.append_pair("generation-marker", &after.version);
         }
@@ -134,38 +134,50 @@ fn page_query(prefix: &str, after: Option<&VersionsPage>) -> String {
 
 #[derive(serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Holds {
+struct Kept {
     #[serde(default)]
     temporary_hold: bool,
+    retention: Option<Retention>,
+}
+
+#[derive(serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Retention {
+    mode: String,
+    retain_until_time: jiff::Timestamp,
+}
+
+impl GcsGuard {
+    async fn kept(&self, path: &str) -> object_store::Result<Kept> {
+        let body = self.ask(Method::GET, &format!("{}?fields=retention,temporaryHold", self.json(path)), None).await?;
+        serde_json::from_slice(&body).map_err(|e| xml::unreadable(STORE, "retention", e))
+    }
+
+    async fn patch(&self, path: &str, change: &serde_json::Value) -> object_store::Result<()> {
+        self.ask(Method::PATCH, &self.json(path), Some(change.to_string())).await.map(drop)
+    }
 }
 
 #[async_trait]
 impl Guard for GcsGuard {
     async fn lock_of(&self, path: &str) -> object_store::Result<Option<Lock>> {
-        let (status, body) = self.send(Method::GET, &format!("{}/{path}?retention", self.bucket), None).await?;
-        if status.is_success() {
-            return xml::parse_retention(STORE, &body).map(Some);
-        }
-        let answer = Answer::parse(status.as_u16(), None, "", &body);
-        if status == StatusCode::NOT_FOUND && answer.code != "NoSuchKey" {
-            return Ok(None);
-        }
-        Err(object_store::Error::Generic { store: STORE, source: Box::new(answer) })
+        let Some(Retention { mode, retain_until_time: until }) = self.kept(path).await?.retention else { return Ok(None) };
+        let mode = LockMode::parse(&mode).ok_or_else(|| xml::unreadable(STORE, "retention", mode))?;
+        Ok(Some(Lock { mode, until }))
     }
 
     async fn set_lock(&self, path: &str, lock: &Lock) -> object_store::Result<()> {
-        self.ask(Method::PUT, &format!("{}/{path}?retention", self.bucket), Some(xml::retention(lock))).await.map(drop)
+        // The JSON API has Azure's names for the modes.
+        let retention = serde_json::json!({ "mode": lock.mode.azure(), "retainUntilTime": lock.until.to_string() });
+        self.patch(path, &serde_json::json!({ "retention": retention })).await
     }
 
     async fn is_held(&self, path: &str) -> object_store::Result<bool> {
-        let body = self.ask(Method::GET, &format!("{}?fields=temporaryHold", self.json(path)), None).await?;
-        let holds: Holds = serde_json::from_slice(&body).map_err(|e| xml::unreadable(STORE, "holds", e))?;
-        Ok(holds.temporary_hold)
+        Ok(self.kept(path).await?.temporary_hold)
     }
 
     async fn set_hold(&self, path: &str, held: bool) -> object_store::Result<()> {
-        let body = serde_json::json!({ "temporaryHold": held }).to_string();
-        self.ask(Method::PATCH, &self.json(path), Some(body)).await.map(drop)
+        self.patch(path, &serde_json::json!({ "temporaryHold": held })).await
     }
 
     async fn rules(&self) -> object_store::Result<BucketRules> {

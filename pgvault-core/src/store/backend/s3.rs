@@ -55,6 +55,8 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
         // What a bucket with Object Lock asks for with each PUT, and what the others check and keep (T28).
         .with_checksum_algorithm(Checksum::SHA256)
         .with_virtual_hosted_style_request(settings.s3.virtual_hosted)
+        // One object at a time, as every store has it, with the provider's own code when it refuses.
+        .with_disable_bulk_delete(true)
         .with_retry(no_retries())
         .with_client_options(options.clone());
     if let Some(endpoint) = &endpoint {

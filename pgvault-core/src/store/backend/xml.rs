@@ -58,6 +58,8 @@ struct Versions {
     #[serde(default)]
     is_truncated: bool,
     next_key_marker: Option<String>,
+    /// Google's.
+    next_marker: Option<String>,
     next_version_id_marker: Option<String>,
     next_generation_marker: Option<String>,
     #[serde(default)]
@@ -98,7 +100,7 @@ pub(super) fn parse_versions(store: &'static str, body: &Bytes) -> object_store:
         });
     }
     let version = read.next_version_id_marker.or(read.next_generation_marker).unwrap_or_default();
-    let next = read.next_key_marker.filter(|_| read.is_truncated).map(|key| VersionsPage { key, version });
+    let next = read.next_key_marker.or(read.next_marker).filter(|_| read.is_truncated).map(|key| VersionsPage { key, version });
     Ok((versions, next))
 }
 

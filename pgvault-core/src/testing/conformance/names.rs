@@ -54,25 +54,39 @@ const HOSTILE: [&str; 26] = [
     "UPPER/lower",
 ];
 
-/// Each name is one object, is listed as it was written, and reads as it is listed.
+/// Each name is one object, is listed as it was written, and reads as it is listed. What a store does to names that pgvault never
+/// makes is told, and no reason to refuse it.
 pub(super) async fn hostile(room: &Room<'_>) -> Seen {
-    let store = room.store();
     let long = format!("long/{}", "0123456789abcdefghijklmnopqrstuv".repeat(7)) + "/" + &"x".repeat(200);
     let longer = format!("longer/{}/{}/{}", "x".repeat(240), "y".repeat(240), "z".repeat(240));
     let own: Vec<String> = OWN.iter().map(|name| (*name).to_owned()).chain([long, longer]).collect();
     let hostile: Vec<String> = HOSTILE.iter().map(|name| (*name).to_owned()).chain(["upper/LOWER".to_owned()]).collect();
+    let _ = round_trip(room, "own", &own, true).await?;
+    match round_trip(room, "hostile", &hostile, false).await {
+        Ok(refused) if refused.is_empty() => {
+            Ok(format!("{} names are listed and read as they were written", own.len() + hostile.len()))
+        }
+        Ok(refused) => Ok(format!("names are listed and read as they were written; refused, as they may be: {refused:?}")),
+        Err(Miss::Wrong(what)) => Err(Miss::Warn(format!("of names that pgvault never makes: {what}"))),
+        Err(other) => Err(other),
+    }
+}
+
+/// Gives the names that were refused.
+async fn round_trip(room: &Room<'_>, folder: &str, names: &[String], must: bool) -> Result<Vec<String>, Miss> {
+    let store = room.store();
     let mut stored: BTreeMap<String, Bytes> = BTreeMap::new();
     let mut refused = Vec::new();
-    for (name, must) in own.iter().map(|name| (name, true)).chain(hostile.iter().map(|name| (name, false))) {
-        let name = room.name(name);
+    for name in names {
+        let full = room.name(&format!("{folder}/{name}"));
         let body = Bytes::from(format!("this is {name}"));
-        match store.put_once(&name, body.clone()).await {
-            Ok(()) => drop(stored.insert(name, body)),
+        match store.put_once(&full, body.clone()).await {
+            Ok(()) => drop(stored.insert(full, body)),
             Err(error) if error.kind() == ErrorKind::Conflict => {
                 return Err(Miss::Wrong(format!("{name} is the same object as another name")));
             }
             // That nothing was stored under another name instead is seen below. Some file systems refuse as if it were there.
-            Err(error) if !must && (!error.is_transient() || error.code() == "store.conflict") => refused.push(name),
+            Err(error) if !must && (!error.is_transient() || error.code() == "store.conflict") => refused.push(name.clone()),
             Err(error) => return Err(error.into()),
         }
     }
@@ -87,7 +101,7 @@ pub(super) async fn hostile(room: &Room<'_>) -> Seen {
             return Err(Miss::Wrong(format!("{name} is said to have {size} bytes")));
         }
     }
-    let listed = store.list(&room.prefix()).await?;
+    let listed = store.list(&room.name(folder)).await?;
     for object in &listed {
         if !stored.contains_key(&object.name) {
             return Err(Miss::Wrong(format!("{} is listed, and was not stored under that name", object.name)));
@@ -97,9 +111,8 @@ pub(super) async fn hostile(room: &Room<'_>) -> Seen {
             return Err(Miss::Wrong(format!("{} is listed, and does not read", object.name)));
         }
     }
-    if let Some(missing) = stored.keys().find(|name| !listed.iter().any(|object| object.name == **name)) {
-        return Err(Miss::Wrong(format!("{missing} was stored, and is not listed")));
+    match stored.keys().find(|name| !listed.iter().any(|object| object.name == **name)) {
+        Some(missing) => Err(Miss::Wrong(format!("{missing} was stored, and is not listed"))),
+        None => Ok(refused),
     }
-    let refused = if refused.is_empty() { String::new() } else { format!("; refused, as they may be: {refused:?}") };
-    Ok(format!("{} names are listed and read as they were written{refused}", stored.len()))
 }

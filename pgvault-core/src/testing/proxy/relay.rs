@@ -35,7 +35,15 @@ async fn requests(mut client: TcpStream, shared: &Shared) -> io::Result<()> {
     server.set_nodelay(true)?;
     let (mut from_client, mut from_server) = (Vec::new(), Vec::new());
     loop {
-        let Some(head) = Head::read(&mut client, &mut from_client).await? else { return Ok(()) };
+        let head = tokio::select! {
+            head = Head::read(&mut client, &mut from_client) => head?,
+            // A server may close a connection that waits for the next request. The client is to see the same.
+            ended = server.readable() => {
+                ended?;
+                return client.shutdown().await;
+            }
+        };
+        let Some(head) = head else { return Ok(()) };
         let [method, target] = head.first_line();
         let (fault, speed) = shared.request(&method, &target);
         tokio::time::sleep(speed.latency).await;
