@@ -83,6 +83,8 @@ pub struct Store {
     classes: fn(&str) -> Class,
     /// Requests go through [`http`], which counts them.
     is_cloud: bool,
+    /// The provider documents that of several create-only PUTs one wins, on buckets with versions as well.
+    one_wins_by_contract: bool,
     /// The store overwrites: a name is looked at before it is written.
     looks_first: bool,
     /// The store keeps versions and may accept several of one name at the same moment: the first counts.
@@ -114,6 +116,7 @@ impl Store {
             directory: None,
             classes: |_| Class::Data,
             is_cloud: false,
+            one_wins_by_contract: true,
             looks_first: false,
             settles_by_versions: false,
             refusal: None,
@@ -140,7 +143,7 @@ impl Store {
         let (opened, prefix) = match url.scheme() {
             "memory" => {
                 let inner = Arc::new(object_store::memory::InMemory::new());
-                (backend::Backend { inner, guard: None, directory: None }, String::new())
+                (backend::Backend { inner, guard: None, directory: None, one_wins_by_contract: true }, String::new())
             }
             "file" => (backend::local::open(&url)?, String::new()),
             "s3" => backend::s3::open(&url, &settings, &gate)?,
@@ -154,6 +157,7 @@ impl Store {
                 .with_hint("use a store with Object Lock, or leave vault.immutability out"));
         }
         let is_cloud = opened.guard.is_some();
+        let one_wins_by_contract = opened.one_wins_by_contract;
         let (inner, prefix): (Arc<dyn ObjectStore>, String) = match prefix.as_str() {
             "" => (opened.inner, prefix),
             some => {
@@ -167,8 +171,14 @@ impl Store {
             prefix,
             directory: opened.directory,
             is_cloud,
+            one_wins_by_contract,
             ..Self::of(inner, address.to_owned(), settings)
         })
+    }
+
+    /// True when the provider documents that of several create-only PUTs of one name one wins.
+    pub(crate) fn one_wins_by_contract(&self) -> bool {
+        self.one_wins_by_contract
     }
 
     /// True when the first version of a name counts; see [`Store::settling_by_versions`].

@@ -23,6 +23,9 @@ pub(super) struct Backend {
     pub(super) inner: Arc<dyn ObjectStore>,
     pub(super) guard: Option<Arc<dyn Guard>>,
     pub(super) directory: Option<std::path::PathBuf>,
+    /// The provider documents that of several create-only PUTs of one name one wins. Who only speaks a provider's language
+    /// has not said so.
+    pub(super) one_wins_by_contract: bool,
 }
 
 /// What `vault.url` is wrong about.

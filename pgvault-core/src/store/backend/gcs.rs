@@ -57,7 +57,7 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
     let http = plain.connect(&options).map_err(unusable)?;
     let credentials = (!settings.gcs.anonymous).then(|| gcs.credentials().clone());
     let guard = GcsGuard { http, credentials, base: base.trim_end_matches('/').to_owned(), bucket };
-    Ok((Backend { inner: Arc::new(gcs), guard: Some(Arc::new(guard)), directory: None }, prefix))
+    Ok((Backend { inner: Arc::new(gcs), guard: Some(Arc::new(guard)), directory: None, one_wins_by_contract: true }, prefix))
 }
 
 /// Adds the lock to a PUT; a bearer token signs nothing.

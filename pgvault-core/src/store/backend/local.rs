@@ -13,5 +13,5 @@ pub(in crate::store) fn open(url: &url::Url) -> Result<Backend> {
         std::fs::create_dir(&path).map_err(|e| Error::io("create the vault directory", &path, e))?;
     }
     let local = LocalFileSystem::new_with_prefix(&path).map_err(|e| wrong(format!("open {}: {e}", path.display())))?;
-    Ok(Backend { inner: Arc::new(local.with_fsync(true)), guard: None, directory: Some(path) })
+    Ok(Backend { inner: Arc::new(local.with_fsync(true)), guard: None, directory: Some(path), one_wins_by_contract: true })
 }

@@ -110,7 +110,9 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
         .map_err(unusable)?;
     let http = plain.connect(&options).map_err(unusable)?;
     let guard = S3Guard { s3: s3.clone(), http, prefix: prefix.clone() };
-    Ok((Backend { inner: Arc::new(s3), guard: Some(Arc::new(guard)), directory: None }, prefix))
+    let backend =
+        Backend { inner: Arc::new(s3), guard: Some(Arc::new(guard)), directory: None, one_wins_by_contract: endpoint.is_none() };
+    Ok((backend, prefix))
 }
 
 /// The endpoint with the bucket in its host, where that is wanted: the client takes an endpoint as it is.
