@@ -1,6 +1,7 @@
 //! A build without the clients of key services: `cargo test -p pgvault-cli --no-default-features --test without_kms`.
 
 #![cfg(not(feature = "kms"))]
+#![expect(clippy::unwrap_used, reason = "a test")]
 
 use std::process::{Command, Output};
 

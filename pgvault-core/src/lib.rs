@@ -108,7 +108,10 @@
 //!
 //! # Features
 //!
-//! There are no Cargo features. The stores of this version are a local directory, S3 (experimental) and memory; any other that implements
+//! `kms-aws`, `kms-azure`, `kms-gcp` and `kms-transit` (`kms` for all): key slots that a key service opens. `testing`: a conformance suite for
+//! stores, stores that fail on purpose, and a faulty network. None is on by default.
+//!
+//! The stores are a local directory, S3, Azure Blob, Google Cloud Storage and memory; any other that implements
 //! `object_store`'s trait and refuses to create a name twice can be passed to [`Store::new`](store::Store::new).
 
 pub mod backup;

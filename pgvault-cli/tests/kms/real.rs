@@ -44,7 +44,7 @@ path "team/transit/decrypt/+" { capabilities = ["update"] }
 pub fn openbao() -> SocketAddr {
     static PREPARED: OnceLock<SocketAddr> = OnceLock::new();
     *PREPARED.get_or_init(|| {
-        let address = parsed(&OpenBao::shared().unwrap());
+        let address = parsed(OpenBao::shared().unwrap().address());
         bao_at(address, "POST", "sys/mounts/team/transit", &json!({ "type": "transit" }));
         bao_at(address, "POST", "sys/auth/approle", &json!({ "type": "approle" }));
         bao_at(address, "POST", "sys/auth/pods", &json!({ "type": "kubernetes" }));

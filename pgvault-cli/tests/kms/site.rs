@@ -26,7 +26,7 @@ impl Site {
             folder: TempDir::new().unwrap(),
             environment: service.environment.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect(),
             vault: format!("kms = '{key}'"),
-            options: format!("endpoint = '{}'\nallow_http = true\ntimeout = '10s'", service.front.url()),
+            options: format!("endpoint = '{}'\nallow_http = true\ntimeout = '60s'", service.front.url()),
         }
     }
 

@@ -6,6 +6,7 @@
 
 mod doctor;
 mod locks;
+mod placement;
 mod ransom;
 mod refused;
 

@@ -39,7 +39,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &StreamArgs) -> Resu
     let failed = |e: std::io::Error| Error::new(ErrorKind::Failed, "signal", format!("listen for signals: {e}"));
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let metrics = StreamMetrics::new(cluster.name().to_string());
+    let metrics = StreamMetrics::new(cluster.name().to_string(), cluster.store().clone());
     let endpoint = match &args.metrics_listen {
         Some(address) => Some(Endpoint::open(address, &metrics, options.state.subscribe(), wal.flush_interval).await?),
         None => None,

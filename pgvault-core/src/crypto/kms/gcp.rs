@@ -64,11 +64,15 @@ impl GcpKms {
     async fn call(&self, doing: &str, verb: &str, body: &Body<'_>) -> Result<Answer> {
         let deadline = self.client.deadline();
         let credential = self.client.within(deadline, "get Google credentials", self.credentials.get_credential()).await?;
-        let credential = credential.map_err(|e| match e {
-            object_store::Error::Unauthenticated { .. } | object_store::Error::PermissionDenied { .. } => {
-                Error::new(ErrorKind::Usage, "kms.credentials", format!("get Google credentials: {e}"))
+        let credential = credential.map_err(|e| {
+            match e {
+                object_store::Error::Unauthenticated { .. } | object_store::Error::PermissionDenied { .. } => {
+                    Error::new(ErrorKind::Usage, "kms.credentials", format!("get Google credentials: {e}"))
+                }
+                // It may be the metadata server that does not answer, or that there is none because nothing was configured.
+                _ => self.client.unavailable("get Google credentials", &e.to_string()),
             }
-            _ => self.client.unavailable("get Google credentials", &e.to_string()),
+            .with_hint("set GOOGLE_APPLICATION_CREDENTIALS, or give the machine or pod a service account")
         })?;
         let bearer = Zeroizing::new(format!("Bearer {}", credential.bearer));
         let headers = [

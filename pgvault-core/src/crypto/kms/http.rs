@@ -250,14 +250,22 @@ impl Trouble {
         let mut lasting = error.is_builder();
         let mut source = error.source();
         while let Some(cause) = source {
-            let inner = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-            let tls = cause.downcast_ref::<rustls::Error>().or_else(|| inner?.downcast_ref::<rustls::Error>());
-            lasting |= matches!(tls, Some(rustls::Error::InvalidCertificate(_)));
+            lasting |= is_untrusted(cause);
             text = format!("{text}: {cause}");
             source = cause.source();
         }
         if lasting { Self::Lasting(text) } else { Self::Passing(text) }
     }
+}
+
+/// True for a certificate that is not trusted, in as many wrappings as it comes.
+fn is_untrusted(cause: &(dyn StdError + 'static)) -> bool {
+    if let Some(error) = cause.downcast_ref::<rustls::Error>() {
+        return matches!(error, rustls::Error::InvalidCertificate(_));
+    }
+    // These give what they wrap to nobody who only asks for their source.
+    let wrapped = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    wrapped.is_some_and(|wrapped| is_untrusted(wrapped))
 }
 
 /// A header that no log shows.
