@@ -13,7 +13,7 @@
 //! | [`Kind::Gcs`] | our own [stand-in](mod@gcs) for Google's | what a client sends; says nothing about Google's servers |
 //! | [`Kind::S3rver`] | an S3 server for tests | a store that answers 200 and overwrites: pgvault must refuse it |
 //! | [`Kind::Garage`] | a real S3 server | the same; takes a quarter of an hour to build |
-//! | [`Kind::S3sFs`] | an S3 server over a directory | honours create-only, drops the headers of locks without a word |
+//! | [`Kind::S3sFs`] | an S3 server over a directory | quick to start; lets several writers win at once, drops the headers of locks without a word |
 //! | [`OpenBao`] | a key service | Vault's transit engine; no store |
 //!
 //! `cargo xtask test` starts each server once and tells the tests in variables like `PGVAULT_TEST_STORE_RGW`; a test that

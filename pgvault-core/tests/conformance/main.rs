@@ -118,6 +118,11 @@ fn suite(inner: Arc<dyn ObjectStore>) -> Suite {
     Suite::new(over(inner)).keys(1100).racers(32, 2).large(3 << 20)
 }
 
+/// More keys than a page has; with `PGVAULT_TEST_FULL=1` as many as a year of WAL makes.
+fn keys() -> usize {
+    if std::env::var_os("PGVAULT_TEST_FULL").is_some_and(|value| value == "1") { 100_000 } else { 1100 }
+}
+
 fn refused(inner: Arc<dyn ObjectStore>) -> Store {
     let faulty = FaultyStore::new(inner);
     faulty.inject(Fault::Deny, 1, true);
@@ -130,7 +135,7 @@ async fn memory_conforms_in_any_order_of_its_listings() {
         let memory: Arc<dyn ObjectStore> = Arc::new(InMemory::new());
         let store: Arc<dyn ObjectStore> = Arc::new(FaultyStore::new(memory.clone()).with_order(order));
         let (second, stranger) = (over(memory.clone()), store.clone());
-        let suite = suite(store).second(second).denied(move || Ok(refused(stranger.clone())));
+        let suite = suite(store).keys(keys()).large(64 << 20).second(second).denied(move || Ok(refused(stranger.clone())));
         let report = suite.run(&Env::default()).await.unwrap();
         assert!(report.is_ok(), "{order:?}: {report}");
         let skipped: Vec<&str> = report.checks.iter().filter(|c| c.outcome != Outcome::Passed).map(|c| c.name).collect();
@@ -145,7 +150,7 @@ async fn a_directory_conforms() {
     let url = format!("file://{}", folder.path().display());
     let options = StoreOptions { backoff: Duration::from_millis(1), ..StoreOptions::default() };
     let open = || Store::open(&url, Settings { options, ..Settings::default() }).unwrap();
-    let suite = Suite::new(open()).second(open()).keys(1100).racers(32, 4).large(64 << 20);
+    let suite = Suite::new(open()).second(open()).keys(keys()).racers(32, 4).large(64 << 20);
     let report = suite.run(&Env::default()).await.unwrap();
     assert!(report.is_ok(), "{report}");
 }

@@ -69,7 +69,7 @@ impl Case {
     }
 }
 
-const EVERY_WAY: [(Fault, bool); 11] = [
+const EVERY_WAY: [(Fault, bool); 10] = [
     (Fault::Fail, false),
     (Fault::Fail, true),
     (Fault::Deny, false),
@@ -80,7 +80,6 @@ const EVERY_WAY: [(Fault, bool); 11] = [
     (Fault::Tear, false),
     (Fault::Short, false),
     (Fault::Duplicate, true),
-    (Fault::Throttle, true),
 ];
 
 /// A backup takes a second: the ways that differ for it. `PGVAULT_TEST_FULL=1` takes every way.

@@ -77,13 +77,13 @@ impl Server {
         let port = listener.local_addr().unwrap().port();
         let data = Arc::new(Data::new());
         let shared = data.clone();
-        let _ = tokio::spawn(async move {
+        drop(tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
                 // A client may go away in the middle.
-                let _ = tokio::spawn(serve(client, shared.clone()));
+                drop(tokio::spawn(serve(client, shared.clone())));
             }
-        });
+        }));
         Self { port, data }
     }
 

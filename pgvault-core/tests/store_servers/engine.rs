@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures::{StreamExt, stream};
 use pgvault_core::store::StoreOptions;
 use pgvault_core::testing::Dice;
 use pgvault_core::testing::proxy::{Canned, Speed, Wire};
@@ -62,8 +63,10 @@ fn runs(kind: Kind, quick: u64, full: u64) {
     runtime().block_on(async {
         let world = World::new().await;
         let (mut done, mut errors, mut backups) = (0, 0, 0);
-        for seed in 0..if all { full } else { quick } {
-            let told = run(kind, &world, seed, [30, 100, 300][usize::try_from(seed % 3).unwrap()]).await;
+        let seeds = 0..if all { full } else { quick };
+        let permille = |seed: u64| [30, 100, 300][usize::try_from(seed % 3).unwrap()];
+        let mut cases = stream::iter(seeds).map(|seed| run(kind, &world, seed, permille(seed))).buffer_unordered(5);
+        while let Some(told) = cases.next().await {
             done += told.done;
             errors += told.errors;
             backups += told.backups.len();

@@ -1,5 +1,5 @@
-//! s3s-fs, an S3 server over a directory, from crates.io: it honours create-only writes and checks signatures, has neither versions nor
-//! locks, and takes the headers of a lock without a word.
+//! s3s-fs, an S3 server over a directory, from crates.io: it checks signatures and refuses the second of two PUTs, though not of two at
+//! once; it has neither versions nor locks, and takes the headers of a lock without a word.
 
 use std::path::PathBuf;
 use std::process::Command;
