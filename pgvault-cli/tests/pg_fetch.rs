@@ -322,8 +322,12 @@ fn gone(site: &Site, pgdata: &Path, names: &[String]) {
     warm();
     site.vaults.set_away(true);
     assert!(is_hit(&fetch(site, pgdata, &names[1]).ok()));
-    let _ = fetch(site, pgdata, &names[9]).expect(255);
-    let _ = fetch(site, pgdata, "00000002.history").expect(255);
+    // At once, because it is patient with a store that is away.
+    std::thread::scope(|scope| {
+        for name in [&names[9], "00000002.history"] {
+            let _ = scope.spawn(|| fetch(site, pgdata, name).expect(255));
+        }
+    });
     site.vaults.set_away(false);
     wait_until("it is over", Duration::from_secs(20), || prefetchers(site).is_empty());
 }

@@ -68,6 +68,7 @@ pub struct ObjectInfo {
 
 /// A place in an object store. Clones share its limits and its counts.
 #[derive(Clone)]
+#[expect(clippy::struct_excessive_bools, reason = "each says one thing about the store, and none depends on another")]
 pub struct Store {
     inner: Arc<dyn ObjectStore>,
     location: String,

@@ -9,7 +9,7 @@
 //! | [`Kind::Local`] | a directory | no server |
 //! | [`Kind::Azurite`] | Microsoft's emulator of Azure Blob | the wire; no immutability, no versions |
 //! | [`Kind::Rgw`] | Ceph's object gateway | S3 for real: signatures, users and policies, versions, Object Lock, TLS. Needs root |
-//! | [`Kind::LocalStack`] | an emulator of Amazon's services | S3 with Object Lock; believes every signature |
+//! | [`Kind::Localstack`] | an emulator of Amazon's services | S3 with Object Lock; believes every signature |
 //! | [`Kind::Gcs`] | our own [stand-in](mod@gcs) for Google's | what a client sends; says nothing about Google's servers |
 //! | [`Kind::S3rver`] | an S3 server for tests | a store that answers 200 and overwrites: pgvault must refuse it |
 //! | [`Kind::Garage`] | a real S3 server | the same; takes a quarter of an hour to build |

@@ -38,6 +38,9 @@ const SERVERS: [&str; 6] = ["azurite", "rgw", "localstack", "gcs", "s3rver", "s3
 const STORES: [Store; 2] = [Store::Azurite, Store::Rgw];
 const STORE_TESTS: [&str; 3] = ["pg_backup", "pg_restore", "pg_wal"];
 
+/// Tests on a server wait more than they compute.
+const THREADS: &str = "4";
+
 /// What is tested of crashes in a store; the rest runs in memory and in the whole suite of a store.
 const STORE_CRASHES: [&str; 3] = ["a_fault_at_every_request", "h1_what_24_writers", "t30_every_change_of_every_kind"];
 
@@ -195,20 +198,24 @@ impl Test {
         let stores = if whole { Store::expand(&self.stores) } else { STORES.to_vec() };
         for store in stores.into_iter().filter(|store| *store != Store::Local) {
             let name = store.name();
-            let tests = |package: &str, binaries: &[&str], filters: &[&str]| {
+            let tests = |binaries: &[&str], filters: &[&str]| {
                 let mut tests = cargo();
-                tests.args(["test", "-p", package, "--no-fail-fast"]).args(binaries.iter().flat_map(|name| ["--test", name]));
+                // Of one package alone, the features of others would differ, and much of it would be compiled again.
+                tests.args(["test", "--workspace", "--no-fail-fast"]).args(binaries.iter().flat_map(|name| ["--test", name]));
                 servers.tell(&mut tests).env("PGVAULT_TEST_STORE", name);
-                run(self.with_server(&mut tests, version, &folder).args(["--"]).args(filters))
+                run(self.with_server(&mut tests, version, &folder).args(["--", "--test-threads", THREADS]).args(filters))
             };
-            let (binaries, filters): (&[&str], &[&str]) = if whole { (&["pg_*"], &[]) } else { (&STORE_TESTS, &STORE_CRASHES) };
-            steps.step(&format!("tests on {name}"), || tests("pgvault-cli", binaries, &[]));
-            steps.step(&format!("crashes on {name}"), || tests("pgvault-core", &["pg_crash"], filters));
+            if whole {
+                steps.step(&format!("tests on {name}"), || tests(&["pg_*"], &[]));
+            } else {
+                steps.step(&format!("tests on {name}"), || tests(&STORE_TESTS, &[]));
+                steps.step(&format!("crashes on {name}"), || tests(&["pg_crash"], &STORE_CRASHES));
+            }
         }
         if self.stores.contains(&Store::All) {
             steps.step("tests of Garage", || {
                 let mut tests = cargo();
-                tests.args(["test", "-p", "pgvault-core", "-p", "pgvault-teststores", "--no-fail-fast"]);
+                tests.args(["test", "--workspace", "--no-fail-fast"]);
                 let tests = servers.tell(&mut tests);
                 run(self.with_server(tests, version, &folder).args(["--", "--ignored", "garage"]))
             });
@@ -229,7 +236,7 @@ impl Test {
         println!("testing against {}", postgres::version_line(&folder)?);
         steps.step(&format!("WAL tests, PostgreSQL {SECOND}"), || {
             let mut tests = cargo();
-            tests.args(["test", "-p", "pgvault-cli", "--no-fail-fast"]);
+            tests.args(["test", "--workspace", "--no-fail-fast"]);
             tests.args(SECOND_TESTS.iter().flat_map(|name| ["--test", name]));
             run(self.with_server(&mut tests, SECOND, &folder))
         });

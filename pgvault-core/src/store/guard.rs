@@ -1,6 +1,6 @@
 //! What a cloud's store can do to keep objects, beyond `object_store`: locks, holds, versions, and a bucket's own rules.
 //!
-//! Each provider has its own requests for these; [`super::backend`] has one implementation for each. Paths are full names in
+//! Each provider has its own requests for these; `store/backend` has one implementation for each. Paths are full names in
 //! the bucket or container, with the vault's prefix.
 
 use async_trait::async_trait;

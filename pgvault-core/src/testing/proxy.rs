@@ -18,7 +18,7 @@
 //! proxy's, and servers of S3 check the signature against the `Host` they are sent. With TLS the proxy sees no requests: a
 //! [`Proxy::start_opaque`] only knows connections.
 //!
-//! What happens is given by [`Rule`]s, the first that fits, or by a [`Dice`](super::Dice) ([`Proxy::random`]). Everything is counted.
+//! What happens is given by [`Rule`]s, the first that fits, or by a [`Dice`] ([`Proxy::random`]). Everything is counted.
 
 use std::collections::BTreeMap;
 use std::fmt;

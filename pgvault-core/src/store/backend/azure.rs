@@ -66,7 +66,10 @@ pub(in crate::store) fn open(url: &url::Url, settings: &Settings, gate: &Arc<Gat
     let http = plain.connect(&options).map_err(unusable)?;
     let container = url::Url::parse(&format!("{base}/{container}")).map_err(|e| wrong(format!("the endpoint `{base}`: {e}")))?;
     let guard = AzureGuard { http, credentials, account, container };
-    Ok((Backend { inner: Arc::new(client), guard: Some(Arc::new(guard)), directory: None, one_wins_by_contract: true }, prefix.to_owned()))
+    Ok((
+        Backend { inner: Arc::new(client), guard: Some(Arc::new(guard)), directory: None, one_wins_by_contract: true },
+        prefix.to_owned(),
+    ))
 }
 
 fn credentials(mut builder: MicrosoftAzureBuilder, azure: &AzureSettings) -> MicrosoftAzureBuilder {
