@@ -4,6 +4,7 @@
 //! forwards a request as it came, its `Host` header included, so that signatures stay valid.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -118,7 +119,7 @@ async fn connection(socket: TcpStream, (host, port): (String, u16), state: Arc<S
     let Ok(upstream) = TcpStream::connect((host.as_str(), port)).await else { return };
     let _ = upstream.set_nodelay(true);
     let Ok((sender, upstream)) = client::handshake::<_, Incoming>(TokioIo::new(upstream)).await else { return };
-    let upstream = tokio::spawn(upstream);
+    let mut upstream = tokio::spawn(upstream);
     let sender = Arc::new(tokio::sync::Mutex::new(sender));
     let rules = Arc::clone(&state);
     let service = service_fn(move |request: Request<Incoming>| {
@@ -134,7 +135,7 @@ async fn connection(socket: TcpStream, (host, port): (String, u16), state: Arc<S
             Ok(answer.map(BodyExt::boxed))
         }
     });
-    let serving = server::Builder::new().half_close(false).serve_connection(TokioIo::new(socket), service);
+    let mut serving = pin!(server::Builder::new().half_close(false).serve_connection(TokioIo::new(socket), service));
     let closed = async {
         loop {
             let changed = rules.changed.notified();
@@ -145,8 +146,13 @@ async fn connection(socket: TcpStream, (host, port): (String, u16), state: Arc<S
         }
     };
     tokio::select! {
-        _ = serving => {}
+        _ = &mut serving => {}
         () = closed => {}
+        // A server closes connections that nobody uses. The client must see that, or it would use them.
+        _ = &mut upstream => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
     }
     upstream.abort();
 }

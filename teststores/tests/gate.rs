@@ -8,6 +8,29 @@ use std::time::Duration;
 use pgvault_teststores::gate::Pass;
 use pgvault_teststores::{Client, Gate, Kind, Server};
 
+/// A server that closes what is idle: a client behind a gate must not be left with connections that lead nowhere.
+#[test]
+fn a_gate_passes_on_that_the_server_has_closed_a_connection() {
+    use std::io::{Read, Write};
+    let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let gate = Gate::open(&format!("http://{}", server.local_addr().unwrap())).unwrap();
+    let address = gate.address_of("http://x:1").unwrap();
+    let mut client = std::net::TcpStream::connect(address.strip_prefix("http://").unwrap()).unwrap();
+    client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let (mut behind, _) = server.accept().unwrap();
+    let _ = behind.read(&mut [0; 1000]).unwrap();
+    behind.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").unwrap();
+    let mut answer = String::new();
+    while !answer.ends_with("ok") {
+        let mut piece = [0; 1000];
+        let read = client.read(&mut piece).unwrap();
+        answer.push_str(std::str::from_utf8(&piece[..read]).unwrap());
+    }
+    drop(behind);
+    assert_eq!(client.read(&mut [0; 10]).unwrap(), 0, "the connection is still open");
+}
+
 #[test]
 fn a_gate_lets_pass_refuses_closes_and_keeps_silent() {
     let server = Server::shared(Kind::Gcs).unwrap();
