@@ -83,6 +83,12 @@ fn wait_for_cached(site: &Site, name: &str) {
     wait_until(&format!("{name} is cached"), Duration::from_secs(30), || cached(site).contains(name));
 }
 
+/// Fetches the first, and waits for all that are fetched ahead: several at once, so that the last may come before the first.
+fn warm(site: &Site, pgdata: &Path, names: &[String]) {
+    let _ = assert_fetches(site, pgdata, &names[0]);
+    names[1..=8].iter().for_each(|name| wait_for_cached(site, name));
+}
+
 /// Nothing is left of prefetching: neither a process nor a file.
 #[track_caller]
 fn assert_over(site: &Site) {
@@ -187,13 +193,9 @@ fn what_lies_in_the_cache_is_doubted_and_the_vault_decides() {
     let (server, names) = archive(&site, 22);
     drop(server);
     let pgdata = site.restore("latest", &[]);
-    let warm = |ahead: usize| {
-        let _ = assert_fetches(&site, &pgdata, &names[0]);
-        wait_for_cached(&site, &names[ahead]);
-    };
 
     // Eight ahead, and not one more.
-    warm(8);
+    warm(&site, &pgdata, &names);
     assert_eq!(cached(&site), names[1..=8].iter().cloned().collect());
     let folder = cached_file(&site, &names[1]).parent().unwrap().to_owned();
     assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o777, 0o700);
@@ -286,8 +288,7 @@ fn killed(site: &Site, pgdata: &Path, names: &[String]) {
     }
     assert!(left > 0, "no prefetcher was cut off");
     wait_until("it is dead", Duration::from_secs(10), || prefetchers(site).is_empty());
-    let _ = assert_fetches(site, pgdata, &names[0]);
-    wait_for_cached(site, &names[8]);
+    warm(site, pgdata, names);
     assert!(is_hit(&assert_fetches(site, pgdata, &names[1])));
     // Nobody asks any more.
     assert_over(site);
@@ -295,10 +296,7 @@ fn killed(site: &Site, pgdata: &Path, names: &[String]) {
 
 /// The server, the vault or the cache goes away: so does the prefetcher.
 fn gone(site: &Site, pgdata: &Path, names: &[String]) {
-    let warm = || {
-        let _ = assert_fetches(site, pgdata, &names[0]);
-        wait_for_cached(site, &names[8]);
-    };
+    let warm = || warm(site, pgdata, names);
     warm();
     let folder = cached_file(site, &names[1]).parent().unwrap().to_owned();
     fs::remove_dir_all(folder).unwrap();

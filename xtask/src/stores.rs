@@ -92,8 +92,10 @@ pub(crate) fn install(stores: &[Store]) -> Result<()> {
 fn built() -> Result<PathBuf> {
     packages::ensure_programs(&[("cc", "gcc")], "some dependencies compile C code")?;
     run(cargo().args(["build", "--quiet", "-p", "pgvault-teststores"]))?;
-    Ok(target().join("debug/pgvault-stores"))
+    Ok(target().join(BUILT))
 }
+
+const BUILT: &str = "debug/pgvault-stores";
 
 /// Servers that end with this value, and with this process.
 pub(crate) struct Servers {
@@ -105,7 +107,10 @@ impl Servers {
     /// Starts them, which may install them first.
     pub(crate) fn start(names: &[&str]) -> Result<Self> {
         println!("starting {}", names.join(", "));
-        let mut command = program(built()?, ["serve"]);
+        // With all that is built for tests: of one package alone, the features of others would differ, and they would be compiled twice.
+        packages::ensure_programs(&[("cc", "gcc")], "some dependencies compile C code")?;
+        run(cargo().args(["test", "--quiet", "--workspace", "--no-run"]))?;
+        let mut command = program(target().join(BUILT), ["serve"]);
         let child = command.args(names).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().context("start pgvault-stores")?;
         let mut servers = Self { child, variables: Vec::new() };
         let said = servers.child.stdout.take().context("pgvault-stores has no output")?;
