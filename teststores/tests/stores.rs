@@ -331,6 +331,7 @@ fn s3rver_overwrites_what_exists() {
 }
 
 #[test]
+#[ignore = "it takes minutes to build; `cargo xtask test --stores all` runs it"]
 fn s3s_is_a_store_that_drops_locks_without_a_word() {
     let server = Server::shared(Kind::S3sFs).unwrap();
     let place = server.place().unwrap();

@@ -8,6 +8,8 @@ mod delay;
 mod measure;
 mod replay;
 mod report;
+mod s3;
+mod stores;
 mod tools;
 mod wal;
 
@@ -53,6 +55,8 @@ pub(crate) struct Bench {
 enum Other {
     /// Compare recovery fed by `wal fetch` with recovery fed by `cp`
     Replay(replay::Replay),
+    /// Compare backup and restore in an S3 server behind a network with latency with those in a directory
+    Stores(stores::Stores),
     /// Compare WAL archiving and synchronous commits with pgBackRest and `pg_receivewal`
     Wal(wal::WalBench),
 }
@@ -61,6 +65,7 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
         match &self.other {
             Some(Other::Replay(replay)) => return replay.run(),
+            Some(Other::Stores(stores)) => return stores.run(),
             Some(Other::Wal(bench)) => return bench.run(),
             None => {}
         }
@@ -69,17 +74,15 @@ impl Bench {
         if !self.no_peers {
             ensure_programs(&[("pgbackrest", "pgbackrest")], "pgvault is measured against it")?;
         }
-        println!("building pgvault with the release profile");
-        run(cargo().args(["build", "--release", "--quiet", "--package", "pgvault-cli"]))?;
-        let built = target().join("release/pgvault");
-
+        let built = build()?;
         ensure_space(&self.folder, u64::from(self.gib) << 30)?;
         let account = cluster::Account::find()?;
         let cluster = Cluster::start(&self.folder, &bin, self.gib, account)?;
-        let mut tools = vec![tools::pgvault(&cluster, "pgvault", &built)?];
+        let pgvault = |name: &str, binary: &Path| tools::pgvault(&cluster, name, binary, tools::Vault::directory(&cluster, name));
+        let mut tools = vec![pgvault("pgvault", &built)?];
         for also in &self.also {
             let (name, file) = also.split_once('=').context("--also takes NAME=FILE")?;
-            tools.push(tools::pgvault(&cluster, name, Path::new(file))?);
+            tools.push(pgvault(name, Path::new(file))?);
         }
         if !self.no_peers {
             tools.push(tools::pgvault_remote(&cluster, &built)?);
@@ -95,6 +98,13 @@ impl Bench {
         report?.print();
         Ok(())
     }
+}
+
+/// The program that is measured.
+fn build() -> Result<PathBuf> {
+    println!("building pgvault with the release profile");
+    run(cargo().args(["build", "--release", "--quiet", "--package", "pgvault-cli"]))?;
+    Ok(target().join("release/pgvault"))
 }
 
 fn measure(cluster: &Cluster, tools: &[Tool], rounds: u32) -> Result<Report> {

@@ -1,6 +1,7 @@
 //! From an address and settings to a client of the store: one file for each kind.
 
 pub(super) mod azure;
+mod exchange;
 pub(super) mod gcs;
 pub(super) mod local;
 pub(super) mod s3;

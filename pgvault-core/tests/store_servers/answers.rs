@@ -32,7 +32,7 @@ async fn reads(store: &Store) -> Vec<(&'static str, Option<Error>)> {
 #[test]
 fn t1_a_404_of_somebody_else_is_not_an_absence() {
     runtime().block_on(async {
-        let behind = Behind::new(Kind::S3sFs).await;
+        let behind = Behind::new(Kind::Rgw).await;
         behind.direct.put_once("a/x", X).await.unwrap();
         let page =
             Canned { status: 404, headers: vec![("content-type".into(), "text/html".into())], body: "<h1>nginx</h1>".into() };
@@ -61,7 +61,7 @@ fn t1_a_404_of_somebody_else_is_not_an_absence() {
 #[test]
 fn t1_a_store_that_fails_is_told_from_one_that_has_nothing() {
     runtime().block_on(async {
-        let (failing, empty) = (Behind::new(Kind::S3sFs).await, Behind::new(Kind::S3sFs).await);
+        let (failing, empty) = (Behind::new(Kind::Rgw).await, Behind::new(Kind::Rgw).await);
         for fault in [Wire::Reset, Wire::HalfHeaders, Wire::Garbage, Wire::Answer(Canned::empty(500)), Wire::StallHeaders] {
             failing.proxy.heal();
             failing.proxy.rule(Rule::new(fault.clone()));
@@ -79,7 +79,7 @@ fn t1_a_store_that_fails_is_told_from_one_that_has_nothing() {
 #[test]
 fn t7_a_put_that_is_answered_with_200_and_an_error_is_no_success() {
     runtime().block_on(async {
-        let behind = Behind::new(Kind::S3sFs).await;
+        let behind = Behind::new(Kind::Rgw).await;
         for (n, code) in ["InternalError", "SlowDown", "RequestTimeout"].into_iter().enumerate() {
             behind.proxy.heal();
             behind.proxy.rule(Rule::new(Wire::Answer(Canned::s3(200, code))).method("PUT").times(1));
@@ -106,14 +106,14 @@ fn t7_a_put_that_is_answered_with_200_and_an_error_is_no_success() {
 fn t24_retry_after_is_honoured_and_bounded() {
     runtime().block_on(async {
         for canned in [Canned::s3(503, "SlowDown"), Canned::empty(429), Canned::empty(503)] {
-            let behind = Behind::new(Kind::S3sFs).await;
+            let behind = Behind::new(Kind::Rgw).await;
             behind.proxy.rule(Rule::new(Wire::Answer(canned.clone().header("retry-after", "1"))).times(1));
             let began = Instant::now();
             behind.through.put_once("a/x", X).await.unwrap();
             assert!(began.elapsed() >= Duration::from_millis(990), "{canned:?}: {:?}", began.elapsed());
             assert_eq!(behind.through.requests().throttled, 1, "{canned:?}");
         }
-        let behind = Behind::new(Kind::S3sFs).await;
+        let behind = Behind::new(Kind::Rgw).await;
         behind.proxy.rule(Rule::new(Wire::Answer(Canned::s3(503, "SlowDown"))));
         let error = behind.through.get("a/x").await.unwrap_err();
         assert_eq!((error.kind(), error.code()), (ErrorKind::Storage, "store.throttled"), "{error:?}");
@@ -126,7 +126,7 @@ fn t24_retry_after_is_honoured_and_bounded() {
 #[test]
 fn h13_a_refusal_for_good_ends_at_once_with_the_providers_code() {
     runtime().block_on(async {
-        let behind = Behind::new(Kind::S3sFs).await;
+        let behind = Behind::new(Kind::Rgw).await;
         for (status, code) in [
             (403, "AccessDenied"),
             (403, "SignatureDoesNotMatch"),
@@ -158,7 +158,7 @@ fn h13_a_refusal_for_good_ends_at_once_with_the_providers_code() {
 fn t22_the_largest_object_is_one_put() {
     assert_eq!(MAX_OBJECT, 64 << 20);
     runtime().block_on(async {
-        let behind = Behind::new(Kind::S3sFs).await;
+        let behind = Behind::new(Kind::Rgw).await;
         let body = Bytes::from(vec![7; 64 << 20]);
         behind.through.put_once("a/large", body.clone()).await.unwrap();
         let requests = behind.proxy.requests();
@@ -172,7 +172,7 @@ fn t22_the_largest_object_is_one_put() {
 #[test]
 fn h19_nobody_and_somebody_who_says_nothing_are_given_up() {
     runtime().block_on(async {
-        let behind = Behind::new(Kind::S3sFs).await;
+        let behind = Behind::new(Kind::Rgw).await;
         behind.proxy.refuse().await;
         for (what, error) in reads(&behind.through).await {
             let error = error.unwrap_or_else(|| panic!("{what}: nobody is there"));
@@ -193,7 +193,7 @@ fn h19_nobody_and_somebody_who_says_nothing_are_given_up() {
 #[test]
 fn a_slow_link_is_waited_for() {
     runtime().block_on(async {
-        let behind = Behind::new(Kind::S3sFs).await;
+        let behind = Behind::new(Kind::Rgw).await;
         behind.proxy.speed(Speed { latency: Duration::from_millis(20), bytes_per_second: Some(400 << 10) });
         let body = Bytes::from(vec![7; 1 << 20]);
         let began = Instant::now();

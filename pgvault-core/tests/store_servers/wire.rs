@@ -266,12 +266,12 @@ async fn once_and_always(kind: Kind, ask: Ask, fault: Wire) {
 /// T1, T7, T24, H19: each fault, for each kind of request, once and again and again.
 #[test]
 fn t24_what_goes_wrong_on_the_wire_once_is_survived_and_what_goes_on_ends_with_an_error() {
-    let _ = Server::shared(Kind::S3sFs).unwrap();
+    let _ = Server::shared(Kind::Rgw).unwrap();
     runtime().block_on(async {
         let cases = passing().into_iter().flat_map(|fault| ASKS.into_iter().map(move |ask| (ask, fault.clone())));
         // Where there is no body, there is no error in it.
         let cases = cases.filter(|(ask, fault)| !(ask.is_head() && matches!(status_of(fault), Some(200))));
         // Nearly all of them wait.
-        futures::stream::iter(cases).for_each_concurrent(24, |(ask, fault)| once_and_always(Kind::S3sFs, ask, fault)).await;
+        futures::stream::iter(cases).for_each_concurrent(24, |(ask, fault)| once_and_always(Kind::Rgw, ask, fault)).await;
     });
 }

@@ -73,25 +73,23 @@ fn a_missing_bucket_is_named() {
 /// Wrong credentials are refused at once, with the provider's code, and never look like an empty store.
 #[test]
 fn wrong_credentials_are_told_at_once() {
-    for kind in [Kind::Rgw, Kind::S3sFs] {
-        let place = server(kind).place().unwrap();
-        run(async {
-            let mut settings = crate::settings(&place, "");
-            settings.s3.secret_access_key = Some("not the secret".to_owned().into());
-            let store = pgvault_core::store::Store::open(&place.url(), settings).unwrap();
-            let begun = std::time::Instant::now();
-            for error in [
-                store.get("a").await.unwrap_err(),
-                store.list("").await.unwrap_err(),
-                store.put_new("a", Bytes::from_static(b"a")).await.unwrap_err(),
-            ] {
-                assert_eq!((error.kind(), error.code()), (ErrorKind::Failed, "store.denied"), "{kind}: {error:?}");
-                assert!(error.to_string().contains("SignatureDoesNotMatch"), "{kind}: {error}");
-            }
-            assert_eq!(store.requests().retried, 0, "{kind}");
-            assert!(begun.elapsed().as_secs() < 20, "{kind}");
-        });
-    }
+    let place = server(Kind::Rgw).place().unwrap();
+    run(async {
+        let mut settings = crate::settings(&place, "");
+        settings.s3.secret_access_key = Some("not the secret".to_owned().into());
+        let store = pgvault_core::store::Store::open(&place.url(), settings).unwrap();
+        let begun = std::time::Instant::now();
+        for error in [
+            store.get("a").await.unwrap_err(),
+            store.list("").await.unwrap_err(),
+            store.put_new("a", Bytes::from_static(b"a")).await.unwrap_err(),
+        ] {
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Failed, "store.denied"), "{error:?}");
+            assert!(error.to_string().contains("SignatureDoesNotMatch"), "{error}");
+        }
+        assert_eq!(store.requests().retried, 0);
+        assert!(begun.elapsed().as_secs() < 20);
+    });
 }
 
 /// TLS with a certificate authority of one's own works when it is named, and is an error that does not wait otherwise.

@@ -8,7 +8,7 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -17,12 +17,8 @@ use pgvault_provision::registry::S3S_FS;
 
 use super::cluster::Account;
 use super::report::median;
-use super::{delay, machine, settle};
-use crate::run::{cargo, program, run, run_quietly, target};
-
-const BUCKET: &str = "bench";
-const KEY: &str = "pgvault-bench";
-const SECRET: &str = "pgvault-bench-secret";
+use super::{delay, machine, s3, settle};
+use crate::run::{program, run_quietly, target};
 
 /// Part of the speed of `cp` that is wanted.
 const SPEED: f64 = 0.8;
@@ -67,8 +63,7 @@ struct Bench<'a> {
 impl Replay {
     pub(super) fn run(&self) -> Result<()> {
         let bin = crate::postgres::ensure(15)?;
-        println!("building pgvault with the release profile");
-        run(cargo().args(["build", "--release", "--quiet", "--package", "pgvault-cli"]))?;
+        let _ = super::build()?;
         let server = S3S_FS.built()?;
         super::ensure_space(&self.folder, (self.segments as u64 * 3) << 24)?;
         if let Some(child) = fs::read_dir(&self.folder)?.flatten().next() {
@@ -83,24 +78,14 @@ impl Replay {
     }
 }
 
-/// Ends with its owner.
-struct Server(Child);
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 impl Bench<'_> {
     fn run(&self, s3: &Path) -> Result<()> {
         let _ = fs::copy(target().join("release/pgvault"), self.root.join("pgvault")).context("copy pgvault")?;
         let system_id = self.generate()?;
-        let (_server, address) = self.start_s3(s3)?;
-        let slow = delay::start(address, Duration::from_millis(self.options.latency_ms))?;
+        let s3 = s3::Server::start(s3, &self.root)?;
+        let slow = delay::start(s3.address(), Duration::from_millis(self.options.latency_ms))?;
         self.fill_vault("file", &format!("file://{}/vault", self.root.display()), &[], &system_id)?;
-        self.fill_vault("s3", &format!("s3://{BUCKET}/vault"), &s3_variables(address), &system_id)?;
+        self.fill_vault("s3", &s3::url("vault"), &s3::variables(s3.address()), &system_id)?;
         let mut ways = self.ways(slow);
         for round in 0..self.options.rounds.max(1) as usize {
             for turn in 0..ways.len() {
@@ -126,11 +111,11 @@ impl Bench<'_> {
         let latency = self.options.latency_ms;
         let mut ways = vec![
             way("cp".into(), format!("cp {}/\"%f\" \"%p\"", self.root.join("raw").display()), Vec::new()),
-            way(format!("pgvault, S3 + {latency} ms"), fetch("s3.toml"), s3_variables(s3)),
+            way(format!("pgvault, S3 + {latency} ms"), fetch("s3.toml"), s3::variables(s3)),
             way("pgvault, directory".into(), fetch("file.toml"), Vec::new()),
         ];
         for ahead in &self.options.prefetch {
-            let mut variables = s3_variables(s3);
+            let mut variables = s3::variables(s3);
             variables.push(("PGVAULT_CLUSTER__MAIN__WAL__PREFETCH".to_owned(), ahead.to_string()));
             ways.push(way(format!("S3 + {latency} ms, {ahead} ahead"), fetch("s3.toml"), variables));
         }
@@ -216,26 +201,6 @@ impl Bench<'_> {
         let text = run_quietly(control.arg(data))?;
         let id = text.lines().find_map(|line| line.strip_prefix("Database system identifier:"));
         Ok(id.context("pg_controldata names no system identifier")?.trim().to_owned())
-    }
-
-    fn start_s3(&self, program: &Path) -> Result<(Server, SocketAddr)> {
-        let folder = self.root.join("s3");
-        fs::create_dir_all(folder.join(BUCKET))?;
-        // A free port; nobody takes it in between on a machine that is measured on.
-        let address = std::net::TcpListener::bind("127.0.0.1:0")?.local_addr()?;
-        let log = fs::File::create(self.root.join("s3.log"))?;
-        let mut command = Command::new(program);
-        command.args(["--host", "127.0.0.1", "--port", &address.port().to_string(), "--access-key", KEY, "--secret-key", SECRET]);
-        let child = command.arg(&folder).stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log).spawn();
-        let server = Server(child.context("start the S3 server")?);
-        let began = Instant::now();
-        while std::net::TcpStream::connect(address).is_err() {
-            if began.elapsed() > Duration::from_secs(20) {
-                bail!("the S3 server does not answer; see {}", self.root.join("s3.log").display());
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        Ok((server, address))
     }
 
     /// A vault with all the WAL.
@@ -326,16 +291,4 @@ impl Bench<'_> {
         super::report::judge(ratio >= SPEED, &format!("{}: {ratio:.2} of the speed of cp; at least {SPEED} wanted", ways[1].name));
         Ok(())
     }
-}
-
-fn s3_variables(server: SocketAddr) -> Vec<(String, String)> {
-    [
-        ("AWS_ACCESS_KEY_ID", KEY.to_owned()),
-        ("AWS_SECRET_ACCESS_KEY", SECRET.to_owned()),
-        ("AWS_REGION", "us-east-1".to_owned()),
-        ("AWS_ENDPOINT_URL", format!("http://{server}")),
-        ("AWS_ALLOW_HTTP", "true".to_owned()),
-    ]
-    .map(|(name, value)| (name.to_owned(), value))
-    .into()
 }

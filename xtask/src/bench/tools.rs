@@ -1,13 +1,16 @@
 //! The tools that are compared, each set up the way its own documentation recommends for speed.
 
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail};
 
 use super::cluster::Cluster;
 use super::measure::{Measured, measure};
+use super::s3;
 use crate::run::run_quietly;
 
 type Make = Box<dyn Fn(&Cluster) -> Result<Command>>;
@@ -34,7 +37,7 @@ pub(super) struct Size {
 impl Tool {
     /// An empty store.
     pub(super) fn prepare(&self, cluster: &Cluster) -> Result<()> {
-        let name = self.store.file_name().and_then(std::ffi::OsStr::to_str).context("the store has no name")?;
+        let name = self.store.strip_prefix(cluster.root()).ok().and_then(Path::to_str).context("the store has no name")?;
         cluster.folder(name)?;
         match &self.init {
             Some(init) => run_quietly(&mut init(cluster)?).map(drop),
@@ -91,13 +94,37 @@ pub(super) fn written(cluster: &Cluster, name: &str, text: &str) -> Result<PathB
     Ok(path)
 }
 
+/// Where a pgvault keeps its vault.
+pub(super) struct Vault {
+    url: String,
+    /// The folder in which its objects can be counted.
+    folder: PathBuf,
+    variables: Vec<(String, String)>,
+    init: &'static [&'static str],
+}
+
+impl Vault {
+    /// In a directory.
+    pub(super) fn directory(cluster: &Cluster, name: &str) -> Self {
+        let folder = cluster.root().join(format!("{name}.vault"));
+        let url = format!("file://{}", folder.to_string_lossy().replace(' ', "%20"));
+        Self { url, folder, variables: Vec::new(), init: &[] }
+    }
+
+    /// In an S3 server that is reached by this address.
+    pub(super) fn s3(server: &s3::Server, name: &str, address: SocketAddr) -> Self {
+        // The server lets several of many writers win; there is one.
+        Self { url: s3::url(name), folder: server.folder(name), variables: s3::variables(address), init: &["--single-writer"] }
+    }
+}
+
 /// A build of pgvault, reading the data directory.
-pub(super) fn pgvault(cluster: &Cluster, name: &str, binary: &Path) -> Result<Tool> {
-    let mut tool = pgvault_from(cluster, name, binary, "local")?;
-    let (config, copy) = (cluster.root().join(format!("{name}.toml")), cluster.root().join(format!("{name}.bin")));
+pub(super) fn pgvault(cluster: &Cluster, name: &str, binary: &Path, vault: Vault) -> Result<Tool> {
+    let pgvault = Pgvault::new(cluster, name, binary, vault)?;
+    let mut tool = pgvault.clone().tool("local");
     tool.restore = Some(Box::new(move |cluster, target| {
-        let mut command = cluster.account.command(&copy);
-        command.arg("--config").arg(&config).args(["restore", "--to", "immediate", "--pgdata"]).arg(target);
+        let mut command = pgvault.command(cluster, &["restore", "--to", "immediate", "--pgdata"]);
+        command.arg(target);
         Ok(command)
     }));
     Ok(tool)
@@ -105,39 +132,52 @@ pub(super) fn pgvault(cluster: &Cluster, name: &str, binary: &Path) -> Result<To
 
 /// The same build, through `BASE_BACKUP`. What it stores is restored in the same way, so that is not measured twice.
 pub(super) fn pgvault_remote(cluster: &Cluster, binary: &Path) -> Result<Tool> {
-    pgvault_from(cluster, "pgvault remote", binary, "remote")
+    let name = "pgvault remote";
+    Ok(Pgvault::new(cluster, name, binary, Vault::directory(cluster, name))?.tool("remote"))
 }
 
-fn pgvault_from(cluster: &Cluster, name: &str, binary: &Path, source: &'static str) -> Result<Tool> {
-    // The target folder of a build may not be readable for the account.
-    let copy = cluster.root().join(format!("{name}.bin"));
-    let _ = fs::copy(binary, &copy).with_context(|| format!("copy {}", binary.display()))?;
-    let store = cluster.root().join(format!("{name}.vault"));
-    let passphrase = written(cluster, "passphrase", "the benchmark's passphrase\n")?;
-    let vault = store.to_string_lossy().replace(' ', "%20");
-    let text = format!(
-        "[vault]\nurl = \"file://{vault}\"\npassphrase_file = \"{}\"\n\n[cluster.main]\nconnection = \"host={} user=postgres dbname=postgres\"\npgdata = \"{}\"\n",
-        passphrase.display(),
-        cluster.root().display(),
-        cluster.pgdata().display()
-    );
-    let config = written(cluster, &format!("{name}.toml"), &text)?;
-    let (init_copy, init_config) = (copy.clone(), config.clone());
-    Ok(Tool {
-        name: name.to_owned(),
-        store,
-        init: Some(Box::new(move |cluster| {
-            let mut command = cluster.account.command(&init_copy);
-            command.arg("--config").arg(&init_config).arg("init");
-            Ok(command)
-        })),
-        backup: Box::new(move |cluster| {
-            let mut command = cluster.account.command(&copy);
-            command.arg("--config").arg(&config).args(["backup", "--source", source]);
-            Ok(command)
-        }),
-        restore: None,
-    })
+/// A build of pgvault with its configuration.
+#[derive(Clone)]
+struct Pgvault {
+    name: String,
+    binary: PathBuf,
+    config: PathBuf,
+    vault: Rc<Vault>,
+}
+
+impl Pgvault {
+    fn new(cluster: &Cluster, name: &str, binary: &Path, vault: Vault) -> Result<Self> {
+        // The target folder of a build may not be readable for the account.
+        let copy = cluster.root().join(format!("{name}.bin"));
+        let _ = fs::copy(binary, &copy).with_context(|| format!("copy {}", binary.display()))?;
+        let passphrase = written(cluster, "passphrase", "the benchmark's passphrase\n")?;
+        let text = format!(
+            "[vault]\nurl = \"{}\"\npassphrase_file = \"{}\"\n\n[cluster.main]\nconnection = \"host={} user=postgres dbname=postgres\"\npgdata = \"{}\"\n",
+            vault.url,
+            passphrase.display(),
+            cluster.root().display(),
+            cluster.pgdata().display()
+        );
+        let config = written(cluster, &format!("{name}.toml"), &text)?;
+        Ok(Self { name: name.to_owned(), binary: copy, config, vault: Rc::new(vault) })
+    }
+
+    fn command(&self, cluster: &Cluster, arguments: &[&str]) -> Command {
+        let mut command = cluster.account.command(&self.binary);
+        command.arg("--config").arg(&self.config).args(arguments).envs(self.vault.variables.iter().cloned());
+        command
+    }
+
+    fn tool(self, source: &'static str) -> Tool {
+        let init = self.clone();
+        Tool {
+            name: self.name.clone(),
+            store: self.vault.folder.clone(),
+            init: Some(Box::new(move |cluster| Ok(init.command(cluster, &[&["init"], init.vault.init].concat())))),
+            backup: Box::new(move |cluster| Ok(self.command(cluster, &["backup", "--source", source]))),
+            restore: None,
+        }
+    }
 }
 
 /// pgBackRest: zstd level 1, its cipher, bundles, a process per core. It archives no WAL here and does not wait for any,

@@ -7,14 +7,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderValue, Method};
 use jiff::fmt::rfc2822;
 use object_store::azure::{AzureAuthorizer, AzureConfigKey, AzureCredentialProvider, MicrosoftAzureBuilder};
 use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody};
 use secrecy::ExposeSecret;
 
+use super::exchange::{exchange, refusal};
 use super::{Backend, authority_and_path, authority_of, client_options, connector, ensure_encrypted, no_retries, wrong, xml};
-use crate::store::answer::Answer;
 use crate::store::gate::Gate;
 use crate::store::guard::{BucketRules, Guard, Version, VersionsPage};
 use crate::store::http::Dress;
@@ -150,18 +150,12 @@ impl AzureGuard {
         }
         let credential = self.credentials.get_credential().await?;
         AzureAuthorizer::new(&credential, &self.account).try_authorize(&mut request)?;
-        let failed = |e: object_store::client::HttpError| object_store::Error::Generic { store: STORE, source: Box::new(e) };
-        let (parts, body) = self.http.execute(request).await.map_err(failed)?.into_parts();
-        let body = body.bytes().await.map_err(failed)?;
-        if parts.status.is_success() {
-            return Ok((parts.headers, body));
+        let answer = exchange(STORE, &self.http, request).await?;
+        if !answer.status().is_success() {
+            return Err(refusal(STORE, address, &answer));
         }
-        let code = parts.headers.get("x-ms-error-code").and_then(|code| code.to_str().ok());
-        let answer = Answer::parse(parts.status.as_u16(), code, "", &body);
-        Err(match parts.status {
-            StatusCode::NOT_FOUND => object_store::Error::NotFound { path: address.to_owned(), source: Box::new(answer) },
-            _ => object_store::Error::Generic { store: STORE, source: Box::new(answer) },
-        })
+        let (parts, body) = answer.into_parts();
+        Ok((parts.headers, body))
     }
 
     fn blob(&self, path: &str, query: &str) -> String {

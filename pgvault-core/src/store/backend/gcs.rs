@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderValue, Method, Response};
 use object_store::client::{HttpClient, HttpConnector, HttpRequest, HttpRequestBody};
 use object_store::gcp::{GcpCredentialProvider, GoogleCloudStorageBuilder};
 
+use super::exchange::{exchange, refusal};
 use super::{Backend, authority_and_path, authority_of, client_options, connector, ensure_encrypted, no_retries, wrong, xml};
 use crate::store::answer::Answer;
 use crate::store::gate::Gate;
@@ -84,7 +85,7 @@ struct GcsGuard {
 }
 
 impl GcsGuard {
-    async fn send(&self, method: Method, address: &str, body: Option<String>) -> object_store::Result<(StatusCode, Bytes)> {
+    async fn send(&self, method: Method, address: &str, body: Option<String>) -> object_store::Result<Response<Bytes>> {
         let mut request = http::Request::builder().method(method).uri(format!("{}/{address}", self.base));
         if let Some(credentials) = &self.credentials {
             let credential = credentials.get_credential().await?;
@@ -95,22 +96,12 @@ impl GcsGuard {
         }
         let body = body.map_or_else(HttpRequestBody::empty, HttpRequestBody::from);
         let request = request.body(body).map_err(|e| xml::unreadable(STORE, "request", e))?;
-        let failed = |e: object_store::client::HttpError| object_store::Error::Generic { store: STORE, source: Box::new(e) };
-        let (parts, body) = self.http.execute(request).await.map_err(failed)?.into_parts();
-        let body = body.bytes().await.map_err(failed)?;
-        Ok((parts.status, body))
+        exchange(STORE, &self.http, request).await
     }
 
     async fn ask(&self, method: Method, address: &str, body: Option<String>) -> object_store::Result<Bytes> {
-        let (status, bytes) = self.send(method, address, body).await?;
-        if status.is_success() {
-            return Ok(bytes);
-        }
-        let answer = Answer::parse(status.as_u16(), None, "", &bytes);
-        Err(match status {
-            StatusCode::NOT_FOUND => object_store::Error::NotFound { path: address.to_owned(), source: Box::new(answer) },
-            _ => object_store::Error::Generic { store: STORE, source: Box::new(answer) },
-        })
+        let answer = self.send(method, address, body).await?;
+        if answer.status().is_success() { Ok(answer.into_body()) } else { Err(refusal(STORE, address, &answer)) }
     }
 
     /// An object's address in the JSON API, where a slash in its name is no separator.
@@ -183,8 +174,10 @@ impl Guard for GcsGuard {
     async fn rules(&self) -> object_store::Result<BucketRules> {
         let mut rules = BucketRules::default();
         match self.send(Method::GET, &format!("{}?versioning", self.bucket), None).await {
-            Ok((status, body)) if status.is_success() => rules.versioning = Some(xml::parse_versioning(STORE, &body)?),
-            Ok((status, _)) => rules.unknown.push(format!("versioning: the store answered {status}")),
+            Ok(answer) if answer.status().is_success() => {
+                rules.versioning = Some(xml::parse_versioning(STORE, answer.body())?);
+            }
+            Ok(answer) => rules.unknown.push(format!("versioning: the store answered {}", answer.status())),
             Err(error) => match Answer::of(&error) {
                 Some(answer) => rules.unknown.push(format!("versioning: {answer}")),
                 None => return Err(error),

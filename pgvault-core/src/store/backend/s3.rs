@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use base64::Engine as _;
 use bytes::Bytes;
-use http::{HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderName, HeaderValue, Method, Response, StatusCode};
 use md5::{Digest, Md5};
 use object_store::StaticCredentialProvider;
 use object_store::aws::{
@@ -20,6 +20,7 @@ use object_store::path::Path;
 use object_store::signer::{SignedUrlOptions, Signer};
 use secrecy::ExposeSecret;
 
+use super::exchange::{exchange, refusal};
 use super::{Backend, authority_and_path, authority_of, client_options, connector, ensure_encrypted, no_retries, wrong, xml};
 use crate::store::answer::Answer;
 use crate::store::gate::Gate;
@@ -172,7 +173,7 @@ impl S3Guard {
         path: &str,
         query: &[(&str, &str)],
         body: Option<String>,
-    ) -> object_store::Result<(StatusCode, Bytes)> {
+    ) -> object_store::Result<Response<Bytes>> {
         let mut options = SignedUrlOptions::default().with_query(query.iter().map(|(k, v)| (*k, *v)));
         let md5 = body.as_ref().map(|body| base64::engine::general_purpose::STANDARD.encode(Md5::digest(body.as_bytes())));
         let md5 = md5.map(HeaderValue::try_from).transpose().map_err(|e| xml::unreadable(STORE, "digest", e))?;
@@ -186,34 +187,23 @@ impl S3Guard {
         }
         let body = body.map_or_else(HttpRequestBody::empty, HttpRequestBody::from);
         let request = request.body(body).map_err(|e| xml::unreadable(STORE, "request", e))?;
-        let failed = |e: object_store::client::HttpError| object_store::Error::Generic { store: STORE, source: Box::new(e) };
-        let (parts, body) = self.http.execute(request).await.map_err(failed)?.into_parts();
-        let body = body.bytes().await.map_err(failed)?;
-        Ok((parts.status, body))
+        exchange(STORE, &self.http, request).await
     }
 
     /// The same, where only success will do.
     async fn ask(&self, method: Method, path: &str, query: &[(&str, &str)], body: Option<String>) -> object_store::Result<Bytes> {
-        let (status, body) = self.send(method, path, query, body).await?;
-        if status.is_success() { Ok(body) } else { Err(refusal(path, status, &body)) }
+        let answer = self.send(method, path, query, body).await?;
+        if answer.status().is_success() { Ok(answer.into_body()) } else { Err(refusal(STORE, path, &answer)) }
     }
 
     /// The same, where the store may say that there is no such setting.
     async fn ask_if_set(&self, path: &str, what: &str) -> object_store::Result<Option<Bytes>> {
-        let (status, body) = self.send(Method::GET, path, &[(what, "")], None).await?;
-        match status {
-            _ if status.is_success() => Ok(Some(body)),
-            StatusCode::NOT_FOUND if Answer::parse(404, None, "", &body).code != "NoSuchKey" => Ok(None),
-            _ => Err(refusal(path, status, &body)),
+        let answer = self.send(Method::GET, path, &[(what, "")], None).await?;
+        match answer.status() {
+            status if status.is_success() => Ok(Some(answer.into_body())),
+            StatusCode::NOT_FOUND if Answer::parse(404, None, "", answer.body()).code != "NoSuchKey" => Ok(None),
+            _ => Err(refusal(STORE, path, &answer)),
         }
-    }
-}
-
-fn refusal(path: &str, status: StatusCode, body: &[u8]) -> object_store::Error {
-    let answer = Answer::parse(status.as_u16(), None, "", body);
-    match status {
-        StatusCode::NOT_FOUND => object_store::Error::NotFound { path: path.to_owned(), source: Box::new(answer) },
-        _ => object_store::Error::Generic { store: STORE, source: Box::new(answer) },
     }
 }
 
