@@ -16,7 +16,7 @@ use pgvault_core::env::Env;
 use pgvault_core::format::file_table::{self, FileEntry, MapPlace, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::Kind;
-use pgvault_core::format::pack_table::{self, PackRef};
+use pgvault_core::format::pack_table::{self, PackKind, PackRef};
 use pgvault_core::postgres::{SegmentHeader, SystemId, WalFileName, page, scan_segment};
 use pgvault_core::store::Store;
 use pgvault_core::vault::layout::ClusterName;
@@ -129,8 +129,17 @@ fn tables(c: &mut Criterion) {
     let _ = c.bench_function("map of 1 GiB, encode", |b| b.iter(|| map.encode()));
     let _ = c.bench_function("map of 1 GiB, parse", |b| b.iter(|| FileMap::parse(&encoded, 1 << 30).unwrap()));
 
-    let packs: Vec<PackRef> =
-        (0..10_000u128).map(|n| PackRef { id: n.to_be_bytes(), size: 32 << 20, footer_len: 6000, sha256: [9; 32] }).collect();
+    let packs: Vec<PackRef> = (0..10_000u128)
+        .map(|n| PackRef {
+            id: n.to_be_bytes(),
+            kind: PackKind::Data,
+            size: 32 << 20,
+            footer_len: 6000,
+            frames: 260,
+            live: 8000,
+            sha256: [9; 32],
+        })
+        .collect();
     let encoded = pack_table::encode_chunk(&packs);
     let _ = c.bench_function("table of 10,000 packs, parse", |b| b.iter(|| pack_table::parse_chunk(&encoded).unwrap()));
 
@@ -138,7 +147,7 @@ fn tables(c: &mut Criterion) {
     let entry = |number: u32| FileEntry {
         path: format!("base/16384/{number}"),
         mode: 0o600,
-        node: Node::File { len: 8192, map: MapPlace::Frames { pack: [1; 16], first: number, count: 1 } },
+        node: Node::File { len: 8192, map: MapPlace::of_sections([([1; 16], number)]) },
     };
     (100_000..200_000).for_each(|number| writer.push(&entry(number)));
     let chunks = writer.finish();

@@ -144,7 +144,7 @@ pub(crate) struct BackupArgs {
     #[arg(long, value_enum)]
     pub(crate) source: Option<Source>,
 
-    /// Read and store everything again (every backup does so in this version)
+    /// Store everything again, whatever the backups before have of it
     #[arg(long)]
     pub(crate) full: bool,
 

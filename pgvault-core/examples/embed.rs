@@ -75,6 +75,7 @@ async fn back_up_and_restore(conninfo: &str, pgdata: &str, vault: &str, target: 
         strict: true,
         spread_checkpoint: false,
         archive_patience: None,
+        full: false,
         progress: Arc::new(Silent),
     };
     let manifest = backup(&cluster, &options).await?;

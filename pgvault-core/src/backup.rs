@@ -6,16 +6,22 @@
 //! data directory (files) --/
 //! ```
 //!
-//! Both sources feed the same pipeline: `remote` receives one stream, `local` lets the workers read in parallel.
+//! Both sources feed the same pipeline: `remote` receives one stream, `local` lets the workers read in parallel. What the backup
+//! before has (`parent`), or an interrupted one has left (`leftovers`), is referred to and not stored again.
 
+mod entries;
 mod exclude;
 mod file;
 mod keep;
+mod leftovers;
 mod local;
 mod packer;
+mod parent;
 mod pipeline;
 mod remote;
 mod run;
+mod server;
+mod usage;
 mod worker;
 
 pub use run::{BackupOptions, backup};

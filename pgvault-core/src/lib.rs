@@ -74,6 +74,7 @@
 //!         strict: true,
 //!         spread_checkpoint: false,
 //!         archive_patience: None,
+//!         full: false,
 //!         progress: Arc::new(Silent),
 //!     };
 //!     let manifest = backup(cluster, &options).await?;

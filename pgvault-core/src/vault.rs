@@ -437,6 +437,20 @@ impl StoredObject {
         u32::try_from(self.reader.frames().len()).unwrap_or(u32::MAX)
     }
 
+    /// Fetches all of it, so that its frames need no request any more.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub(crate) async fn hold(&mut self) -> Result<()> {
+        self.head = self.cluster.store().get(&self.path).await?;
+        Ok(())
+    }
+
+    /// Bytes of it that are in memory.
+    pub(crate) fn held(&self) -> usize {
+        self.head.len()
+    }
+
     /// Fetches, checks and decodes one frame.
     ///
     /// # Errors

@@ -69,6 +69,7 @@ fn manifest(cluster: &Cluster) -> Manifest {
         changed_bytes: 0,
         stored_bytes: 0,
         objects_put: 1,
+        restore_amplification: 1.0,
         version: "test".into(),
     }
 }

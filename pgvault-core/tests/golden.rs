@@ -18,7 +18,7 @@ use pgvault_core::crypto::slot::{Unlock, Wrap};
 use pgvault_core::format::file_table::{FileEntry, MapPlace, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Kind};
-use pgvault_core::format::pack_table::PackRef;
+use pgvault_core::format::pack_table::{PackKind, PackRef};
 use pgvault_core::postgres::SystemId;
 use pgvault_core::store::Store;
 use pgvault_core::vault::layout::{self, ClusterName};
@@ -62,7 +62,7 @@ fn manifest(id: ulid::Ulid) -> Manifest {
         "started_at": "2026-11-21T09:29:11Z", "finished_at": "2026-11-21T09:29:12Z",
         "wal_segment_size": 1 << 20, "block_size": 8192, "data_checksums": true,
         "backup_label": "START WAL LOCATION: 0/E00028\n", "tablespaces": [], "bad_pages": [], "labels": {}, "warnings": [],
-        "files": 1, "source_bytes": FILE_LEN, "changed_bytes": 8292, "stored_bytes": 0, "objects_put": 0, "version": "0",
+        "files": 1, "source_bytes": FILE_LEN, "changed_bytes": 8292, "stored_bytes": 0, "restore_amplification": 1.0, "objects_put": 0, "version": "0",
     }))
     .unwrap()
 }
@@ -76,8 +76,7 @@ async fn write_backups(cluster: &Cluster) {
     let _ = writer.push(&mut encoder, &contents(), keys.digest().frame(&contents())).unwrap();
     let object = writer.finish(Vec::new());
     cluster.put_once(&object).await.unwrap();
-    let size = object.bytes.len() as u64;
-    let pack = PackRef { id: id.to_bytes(), size, footer_len: object.footer_len, sha256: object.sha256 };
+    let pack = PackRef { live: 2, ..object.as_pack(id.to_bytes(), PackKind::Data) };
     let map = FileMap {
         packs: vec![pack.id],
         extents: vec![Extent::Zero { blocks: 2 }, Extent::Stored { blocks: 2, pack: 0, frame: 0, slot: 0 }],

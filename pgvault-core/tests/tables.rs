@@ -16,7 +16,7 @@ use pgvault_core::env::Env;
 use pgvault_core::format::file_table::{FileEntry, MapPlace, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{HEADER_LEN, Kind, TAIL_LEN};
-use pgvault_core::format::pack_table::{self, PackRef};
+use pgvault_core::format::pack_table::{self, PackKind, PackRef};
 use pgvault_core::format::{BLOCK, MAX_FRAME, MAX_OBJECT};
 use pgvault_core::inspect::{CheckOptions, Report, Severity, check, scrub};
 use pgvault_core::postgres::SystemId;
@@ -77,7 +77,7 @@ fn manifest(id: Ulid, files: u64, source_bytes: u64) -> Manifest {
         "started_at": "2026-11-21T09:29:11Z", "finished_at": "2026-11-21T09:29:12Z",
         "wal_segment_size": 1 << 20, "block_size": 8192, "data_checksums": true,
         "backup_label": "START WAL LOCATION: 0/E00028\n", "tablespaces": [], "bad_pages": [], "labels": {}, "warnings": [],
-        "files": files, "source_bytes": source_bytes, "changed_bytes": 0, "stored_bytes": 0, "objects_put": 0, "version": "0",
+        "files": files, "source_bytes": source_bytes, "changed_bytes": 0, "stored_bytes": 0, "restore_amplification": 1.0, "objects_put": 0, "version": "0",
     });
     serde_json::from_value(json).unwrap()
 }
@@ -113,8 +113,7 @@ async fn back_up(cluster: &Cluster, limits: Limits) -> (Ulid, Vec<PackRef>) {
     let id = cluster.env().new_id().unwrap();
     let object = seal(cluster, Kind::Data, &layout::pack(id), std::slice::from_ref(&control));
     cluster.put_once(&object).await.unwrap();
-    let size = object.bytes.len() as u64;
-    let pack = PackRef { id: id.to_bytes(), size, footer_len: object.footer_len, sha256: object.sha256 };
+    let pack = PackRef { live: 1, ..object.as_pack(id.to_bytes(), PackKind::Data) };
     let map = FileMap {
         packs: vec![pack.id],
         extents: vec![Extent::Stored { blocks: 1, pack: 0, frame: 0, slot: 0 }],
@@ -171,7 +170,15 @@ fn noise(number: u64) -> u64 {
 
 fn many_packs(count: u64) -> Vec<PackRef> {
     let hash = |n: u64| (0..4).flat_map(|part| noise(n * 4 + part).to_le_bytes()).collect::<Vec<u8>>().try_into().unwrap();
-    let pack = |n: u64| PackRef { id: u128::from(n).to_be_bytes(), size: 32 << 20, footer_len: 7000, sha256: hash(n) };
+    let pack = |n: u64| PackRef {
+        id: u128::from(n).to_be_bytes(),
+        kind: PackKind::Data,
+        size: 32 << 20,
+        footer_len: 7000,
+        frames: 300,
+        live: 9600,
+        sha256: hash(n),
+    };
     (1..=count).map(pack).collect()
 }
 

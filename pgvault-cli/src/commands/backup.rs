@@ -29,6 +29,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &BackupArgs) -> Resu
         strict: args.strict,
         spread_checkpoint: args.spread_checkpoint,
         archive_patience: None,
+        full: args.full,
         progress: printer.progress(),
         pgdata,
     };
@@ -59,6 +60,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &BackupArgs) -> Resu
     printer.summary(&json!({
         "backup_id": manifest.id,
         "kind": manifest.kind,
+        "parent": manifest.parent,
         "source": manifest.source,
         "timeline": manifest.timeline,
         "start_lsn": manifest.start_lsn,
@@ -68,6 +70,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &BackupArgs) -> Resu
         "source_bytes": manifest.source_bytes,
         "changed_bytes": manifest.changed_bytes,
         "stored_bytes": manifest.stored_bytes,
+        "restore_amplification": manifest.restore_amplification,
         "objects_put": manifest.objects_put,
         "peak_rss_bytes": peak_rss_bytes(),
         "bad_pages": manifest.bad_pages,

@@ -187,6 +187,7 @@ impl Demo<'_> {
             strict: true,
             spread_checkpoint: false,
             archive_patience: None,
+            full: false,
             progress: Arc::new(Silent),
         };
         let manifest = self.unless_stopped(backup(cluster, &options)).await?;

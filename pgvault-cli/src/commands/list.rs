@@ -72,12 +72,13 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Res
     for backup in &contents.backups {
         let verified = "not verified";
         printer.line(format_args!(
-            "{}  {:.0}  {}  {} -> {} stored  timeline {}  {verified}{}",
+            "{}  {:.0}  {}  {} -> {} stored  restores at {:.2}  timeline {}  {verified}{}",
             backup.id,
             backup.finished_at,
             kind(backup),
             output::bytes(backup.source_bytes),
             output::bytes(backup.stored_bytes),
+            backup.restore_amplification,
             backup.timeline,
             if backup.bad_pages.is_empty() { String::new() } else { format!("  {} damaged pages", backup.bad_pages.len()) }
         ));

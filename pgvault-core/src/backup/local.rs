@@ -22,8 +22,8 @@ use crate::{Error, ErrorKind, Result};
 pub(super) struct Listing {
     /// Directories and tablespace links.
     pub(super) entries: Vec<FileEntry>,
-    /// Files: name in the backup, place on this machine, length at the time of the walk.
-    pub(super) files: Vec<(String, PathBuf, u64)>,
+    /// Files: name in the backup, which is where it is below the data directory, and length at the time of the walk.
+    pub(super) files: Vec<(String, u64)>,
     pub(super) tablespaces: Vec<Tablespace>,
     pub(super) warnings: Vec<String>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Listing {
 impl Listing {
     /// Bytes of all files.
     pub(super) fn bytes(&self) -> u64 {
-        self.files.iter().map(|(_, _, len)| len).sum()
+        self.files.iter().map(|(_, len)| len).sum()
     }
 }
 
@@ -84,7 +84,7 @@ fn walk(directory: &Path, relative: &str, version_directory: &str, listing: &mut
                 push_directory(listing, "pg_wal/archive_status", 0o700);
             }
         } else if metadata.is_file() && path != CONTROL && !exclude::is_unlogged_fork(&path, &unlogged) {
-            listing.files.push((path, place, metadata.len()));
+            listing.files.push((path, metadata.len()));
         }
     }
     Ok(())
@@ -132,7 +132,7 @@ fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &
                 push_directory(listing, "pg_wal/archive_status", 0o700);
             }
         }
-        Ok(metadata) if metadata.is_file() => listing.files.push((path.to_owned(), place.to_path_buf(), metadata.len())),
+        Ok(metadata) if metadata.is_file() => listing.files.push((path.to_owned(), metadata.len())),
         Ok(_) => listing.warnings.push(format!("{path} is left out: it is a link to {}", target.display())),
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             listing.warnings.push(format!("{path} is left out: it is a link to {}, which does not exist", target.display()));
@@ -144,19 +144,20 @@ fn link(path: &str, name: &str, place: &Path, parent: &str, version_directory: &
 
 /// Sends every file through the pipeline, `pg_control` last: on a standby it says how far the pages may already be.
 pub(super) async fn copy(pipeline: &Pipeline, pgdata: &Path, listing: &Listing) -> Result<()> {
-    for (path, place, _) in &listing.files {
+    for (path, _) in &listing.files {
+        let place = &pgdata.join(path);
         let (file, metadata) = match fs::File::open(place).and_then(|file| file.metadata().map(|m| (file, m))) {
             Ok(opened) => opened,
             Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
             Err(e) => return Err(unreadable("open", place, e)),
         };
-        let task = pipeline.file(path.clone(), metadata.mode() & 0o7777, metadata.len(), Some(file))?;
+        let task = pipeline.file(path.clone(), metadata.mode() & 0o7777, metadata.len(), Some(file)).await?;
         pipeline.read(&task).await?;
     }
     // Only when every page was read does this say how far they may be.
     pipeline.drained().await?;
     let control = read_control(&pgdata.join(CONTROL)).await?;
-    let task = pipeline.file(CONTROL.into(), 0o600, control.len() as u64, None)?;
+    let task = pipeline.file(CONTROL.into(), 0o600, control.len() as u64, None).await?;
     pipeline.region(&task, 0, control).await
 }
 

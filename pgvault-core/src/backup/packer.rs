@@ -3,20 +3,23 @@
 //! Workers compress in parallel; only sealing and appending, a tenth of the work, happens under the lock. One open pack
 //! instead of one per worker keeps a file's regions together, which is what a restore reads.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use ulid::Ulid;
 
+use super::leftovers::PackNames;
 use crate::Result;
 use crate::crypto::sealed::{EncodedFrame, SealedObject, SealedWriter};
 use crate::format::map::PackId;
 use crate::format::object::Kind;
+use crate::format::pack_table::{PackKind, PackRef};
 use crate::vault::{Cluster, layout};
 
 /// A finished pack on its way to the store.
 #[derive(Debug)]
 pub(super) struct FinishedPack {
-    pub(super) id: Ulid,
+    pub(super) pack: PackRef,
     pub(super) object: SealedObject,
     /// Given back when the pack is in the store.
     pub(super) memory: Permit,
@@ -51,6 +54,23 @@ impl Drop for Permit {
     }
 }
 
+/// Gives the packs of a session their names.
+#[derive(Debug)]
+pub(super) struct NextName {
+    names: PackNames,
+    next: AtomicU32,
+}
+
+impl NextName {
+    pub(super) fn new(session: Ulid) -> Self {
+        Self { names: PackNames(session), next: AtomicU32::new(0) }
+    }
+
+    fn next(&self) -> Ulid {
+        self.names.name(self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// Takes finished packs.
 pub(super) type Uploads = tokio::sync::mpsc::Sender<FinishedPack>;
 
@@ -60,7 +80,8 @@ type OpenPack = (Ulid, SealedWriter, Permit);
 #[derive(Debug)]
 pub(super) struct Packer {
     cluster: Cluster,
-    kind: Kind,
+    kind: PackKind,
+    names: Arc<NextName>,
     target: usize,
     open: Mutex<Option<OpenPack>>,
     memory: Arc<Memory>,
@@ -69,13 +90,20 @@ pub(super) struct Packer {
 
 impl Packer {
     /// `packs` may be in memory at once, the open one included.
-    pub(super) fn new(cluster: Cluster, kind: Kind, target: usize, packs: usize, uploads: Uploads) -> Self {
+    pub(super) fn new(
+        cluster: Cluster,
+        kind: PackKind,
+        names: Arc<NextName>,
+        target: usize,
+        packs: usize,
+        uploads: Uploads,
+    ) -> Self {
         let memory = Arc::new(Memory { free: Mutex::new(packs.max(2)), freed: Condvar::new() });
-        Self { cluster, kind, target, open: Mutex::new(None), memory, uploads }
+        Self { cluster, kind, names, target, open: Mutex::new(None), memory, uploads }
     }
 
-    /// Appends frames that must stay together; returns the pack and the number of the first.
-    pub(super) fn append(&self, frames: &[EncodedFrame<'_>]) -> Result<(PackId, u32)> {
+    /// Appends a frame; returns the pack and its number there.
+    pub(super) fn append(&self, frame: &EncodedFrame<'_>) -> Result<(PackId, u32)> {
         let full;
         let place = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -84,18 +112,14 @@ impl Packer {
                 none => {
                     // Everybody waits here while the store is behind, which is what bounds memory.
                     let memory = self.memory.wait();
-                    let id = self.cluster.env().new_id()?;
+                    let id = self.names.next();
                     let capacity = self.target + self.target / 16;
-                    let writer = SealedWriter::new(self.cluster.env(), self.cluster.keys(), self.kind, layout::pack(id), capacity)?;
+                    let kind = if self.kind == PackKind::Data { Kind::Data } else { Kind::Meta };
+                    let writer = SealedWriter::new(self.cluster.env(), self.cluster.keys(), kind, layout::pack(id), capacity)?;
                     none.insert((id, writer, memory))
                 }
             };
-            let mut first = None;
-            for frame in frames {
-                let number = writer.append(frame);
-                let _ = first.get_or_insert(number);
-            }
-            let place = (id.to_bytes(), first.unwrap_or(0));
+            let place = (id.to_bytes(), writer.append(frame));
             full = if writer.len() >= self.target { open.take() } else { None };
             place
         };
@@ -116,7 +140,9 @@ impl Packer {
 
     fn send(&self, (id, writer, memory): OpenPack) {
         // The uploader is gone only after an error that it reports itself.
-        let _ = self.uploads.blocking_send(FinishedPack { id, object: writer.finish(Vec::new()), memory });
+        let object = writer.finish(Vec::new());
+        let pack = object.as_pack(id.to_bytes(), self.kind);
+        let _ = self.uploads.blocking_send(FinishedPack { pack, object, memory });
     }
 }
 
@@ -146,7 +172,8 @@ mod tests {
         let cluster = vault.unlock(&name, &Unlock::Passphrase("secret".into())).await.unwrap();
         let (uploads, mut finished) = tokio::sync::mpsc::channel(64);
         let target = 1 << 20;
-        let packer = Packer::new(cluster.clone(), Kind::Data, target, 4, uploads);
+        let names = Arc::new(NextName::new(Ulid(7)));
+        let packer = Packer::new(cluster.clone(), PackKind::Data, names, target, 4, uploads);
         let keys = cluster.keys().clone();
         let frames = 41;
         let packing = tokio::task::spawn_blocking(move || {
@@ -154,7 +181,7 @@ mod tests {
             for _ in 0..frames {
                 let raw: Vec<u8> = Env::default().random::<{ 256 << 10 }>().unwrap().to_vec();
                 let frame = encoder.encode(&raw, keys.digest().frame(&raw)).unwrap();
-                let _ = packer.append(&[frame]).unwrap();
+                let _ = packer.append(&frame).unwrap();
             }
             packer.finish();
         });

@@ -5,24 +5,30 @@
 //!                     \--> file table entries, page findings
 //! ```
 //!
+//! What the backup before has is asked for file by file, and compared block by block: workers refer to what is the same.
+//!
 //! Both channels are bounded, so memory is bounded by the number of workers and PUTs in flight, not by the database.
 
+use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::task::JoinSet;
+use ulid::Ulid;
 
+use super::entries::Entries;
 use super::file::FileTask;
-use super::packer::{FinishedPack, Packer};
+use super::leftovers::Leftovers;
+use super::packer::{FinishedPack, NextName, Packer};
+use super::parent::{Known, Parent};
+use super::usage::Usage;
 use super::worker::{self, Failure, Job, PageRules, Shared};
 use crate::crypto::sealed::FrameEncoder;
 use crate::format::MAX_FILE;
-use crate::format::file_table::FileEntry;
-use crate::format::map::FileMap;
-use crate::format::object::Kind;
-use crate::format::pack_table::PackRef;
+use crate::format::map::PackId;
+use crate::format::pack_table::{PackKind, PackRef};
 use crate::progress::SharedProgress;
 use crate::vault::Cluster;
 use crate::vault::snapshot::BadPage;
@@ -43,21 +49,50 @@ const META_PACKS: usize = 3;
 pub(super) const PACK_TARGET: usize = 31 << 20;
 pub(super) const META_TARGET: usize = 16 << 20;
 
+/// What a backup can refer to instead of storing it.
+#[derive(Debug, Default)]
+pub(super) struct Before {
+    pub(super) parent: Option<Parent>,
+    pub(super) leftovers: Leftovers,
+}
+
+/// How a pipeline works.
+#[derive(Debug)]
+pub(super) struct Setting {
+    pub(super) rules: PageRules,
+    pub(super) level: i32,
+    pub(super) workers: usize,
+    pub(super) progress: SharedProgress,
+    /// Names the packs.
+    pub(super) session: Ulid,
+}
+
 /// What the pipeline made.
 #[derive(Debug)]
 pub(super) struct Output {
-    /// Files, sorted by path.
-    pub(super) entries: Vec<FileEntry>,
-    /// Packs, sorted by id.
+    /// Files; directories and links are not among them.
+    pub(super) entries: Entries,
+    pub(super) files: u64,
+    /// Bytes of the files.
+    pub(super) bytes: u64,
+    /// The packs that the files need, sorted by id, new ones and others.
     pub(super) packs: Vec<PackRef>,
+    /// Those that were stored.
+    pub(super) new_packs: u64,
+    pub(super) stored_bytes: u64,
+    pub(super) parent: Option<Ulid>,
+    pub(super) restore_amplification: f64,
     pub(super) changed_bytes: u64,
     pub(super) bad_pages: Vec<BadPage>,
     pub(super) bad_page_count: u64,
+    pub(super) warnings: Vec<String>,
 }
 
 /// A running pipeline.
 #[derive(Debug)]
 pub(super) struct Pipeline {
+    /// Asked by one at a time: its memory is one reader's.
+    parent: tokio::sync::Mutex<Option<Parent>>,
     shared: Arc<Shared>,
     failure: Arc<Failure>,
     jobs: async_channel::Sender<Job>,
@@ -66,23 +101,28 @@ pub(super) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(super) fn start(cluster: &Cluster, rules: PageRules, level: i32, workers: usize, progress: SharedProgress) -> Result<Self> {
+    pub(super) fn start(cluster: &Cluster, setting: Setting, before: Before) -> Result<Self> {
+        let Setting { rules, level, workers, progress, session } = setting;
         let (uploads, finished) = tokio::sync::mpsc::channel(1);
         let failure = Arc::new(Failure::default());
+        let names = Arc::new(NextName::new(session));
+        let packer = |kind, target, packs| Packer::new(cluster.clone(), kind, names.clone(), target, packs, uploads.clone());
         let shared = Arc::new(Shared {
             rules,
             digest: cluster.keys().digest().clone(),
             level,
-            data: Packer::new(cluster.clone(), Kind::Data, PACK_TARGET, DATA_PACKS, uploads.clone()),
-            meta: Packer::new(cluster.clone(), Kind::Meta, META_TARGET, META_PACKS, uploads),
+            data: packer(PackKind::Data, PACK_TARGET, DATA_PACKS),
+            meta: packer(PackKind::Meta, META_TARGET, META_PACKS),
+            leftovers: before.leftovers,
             progress,
             failure: failure.clone(),
             pending: 0.into(),
-            entries: Mutex::default(),
+            made: Mutex::default(),
             bad_pages: Mutex::default(),
             bad_page_count: 0.into(),
             changed_bytes: 0.into(),
         });
+        drop(uploads);
         let (jobs, queue) = async_channel::bounded((workers.max(1) * 16).min(MAX_QUEUE));
         let threads = (0..workers.max(1))
             .map(|n| {
@@ -92,11 +132,11 @@ impl Pipeline {
             })
             .collect::<Result<Vec<_>>>()?;
         let uploader = tokio::spawn(upload(cluster.clone(), failure.clone(), finished));
-        Ok(Self { shared, failure, jobs, workers: threads, uploader })
+        Ok(Self { parent: before.parent.into(), shared, failure, jobs, workers: threads, uploader })
     }
 
     /// Announces a file whose regions will follow, or that workers will read.
-    pub(super) fn file(&self, path: String, mode: u32, len: u64, reader: Option<std::fs::File>) -> Result<Arc<FileTask>> {
+    pub(super) async fn file(&self, path: String, mode: u32, len: u64, reader: Option<std::fs::File>) -> Result<Arc<FileTask>> {
         if len > MAX_FILE {
             return Err(Error::new(
                 ErrorKind::Unsupported,
@@ -104,9 +144,13 @@ impl Pipeline {
                 format!("{path} has {len} bytes; the format ends at {MAX_FILE}"),
             ));
         }
-        let file = Arc::new(FileTask::new(path, mode, len, reader));
+        let known = match &mut *self.parent.lock().await {
+            Some(parent) => parent.file(&path, len).await?.unwrap_or_default(),
+            None => Known::default(),
+        };
+        let file = Arc::new(FileTask::new(path, mode, len, reader, known));
         if len == 0 {
-            self.shared.finish_file(&file, &FileMap::default(), &mut FrameEncoder::new(self.shared.level)?)?;
+            self.shared.finish_file(&file, Vec::new(), &mut FrameEncoder::new(self.shared.level)?)?;
         }
         Ok(file)
     }
@@ -154,7 +198,7 @@ impl Pipeline {
 
     /// Waits until everything handed over is durable in the vault.
     pub(super) async fn finish(self) -> Result<Output> {
-        let Self { shared, failure, jobs, workers, uploader } = self;
+        let Self { parent, shared, failure, jobs, workers, uploader } = self;
         drop(jobs);
         let finishing = tokio::task::spawn_blocking(move || {
             // Every one is joined, whatever the others did.
@@ -166,27 +210,54 @@ impl Pipeline {
         let Ok((true, Some(shared))) = finishing.await else {
             return Err(failure.take().unwrap_or_else(|| Error::new(ErrorKind::Failed, "backup.worker", "a worker thread died")));
         };
-        let Shared { data, meta, entries, bad_pages, bad_page_count, changed_bytes, .. } = shared;
+        let Shared { data, meta, made, leftovers, bad_pages, bad_page_count, changed_bytes, .. } = shared;
         // The uploader ends when nobody can send it packs any more.
         drop((data, meta));
         let packs = uploader.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?;
         if let Some(error) = failure.take() {
             return Err(error);
         }
-        let mut packs = packs?;
-        packs.sort();
-        let mut entries = entries.into_inner().unwrap_or_else(PoisonError::into_inner);
-        entries.sort_by(|a, b| a.path.cmp(&b.path));
+        let new = packs?;
+        let worker::Made { entries, files, bytes, usage } = made.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let (parent, before, warnings) = parent
+            .into_inner()
+            .map(Parent::into_parts)
+            .map_or_else(Default::default, |(id, packs, warnings)| (Some(id), packs, warnings));
+        let (new_packs, stored_bytes) = (new.len() as u64, new.iter().map(|pack| pack.size).sum());
+        let known: HashMap<PackId, PackRef> =
+            before.into_values().chain(leftovers.into_packs()).chain(new).map(|pack| (pack.id, pack)).collect();
+        let packs = used(&usage, &known)?;
         let mut bad_pages = bad_pages.into_inner().unwrap_or_else(PoisonError::into_inner);
         bad_pages.sort_by(|a, b| (&a.path, a.block).cmp(&(&b.path, b.block)));
         Ok(Output {
             entries,
+            files,
+            bytes,
+            restore_amplification: usage.amplification(packs.iter()),
             packs,
+            new_packs,
+            stored_bytes,
+            parent,
+            warnings,
             changed_bytes: changed_bytes.into_inner(),
             bad_pages,
             bad_page_count: bad_page_count.into_inner(),
         })
     }
+}
+
+/// The packs that are used, sorted by id, each with how much of it is.
+fn used(usage: &Usage, known: &HashMap<PackId, PackRef>) -> Result<Vec<PackRef>> {
+    let mut packs = Vec::new();
+    for id in usage.packs() {
+        let pack = known.get(id).ok_or_else(|| {
+            let why = format!("the backup refers to pack {}, which it does not know", Ulid::from_bytes(*id));
+            Error::new(ErrorKind::Failed, "backup.pack", why)
+        })?;
+        packs.push(PackRef { live: usage.live(pack), ..*pack });
+    }
+    packs.sort();
+    Ok(packs)
 }
 
 /// Puts packs into the store, a few at a time; ends when the packers are gone.
@@ -208,11 +279,10 @@ async fn upload(
         }
         let cluster = cluster.clone();
         let _ = running.spawn(async move {
-            let FinishedPack { id, object, memory } = pack;
+            let FinishedPack { pack, object, memory } = pack;
             cluster.put_once(&object).await?;
-            let size = object.bytes.len() as u64;
             drop((object.bytes, memory));
-            Ok(PackRef { id: id.to_bytes(), size, footer_len: object.footer_len, sha256: object.sha256 })
+            Ok(pack)
         });
     }
     while !running.is_empty() {

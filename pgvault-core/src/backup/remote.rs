@@ -92,7 +92,7 @@ pub(super) async fn copy(pipeline: &Pipeline, stream: &mut BaseBackup<'_>, begun
                     }
                     EntryKind::File if path == "backup_label" && entry.size <= MAX_LABEL => Current::Label(Vec::new()),
                     EntryKind::File if !exclude::is_excluded(&path) => {
-                        let task = pipeline.file(path, entry.mode & 0o7777, entry.size, None)?;
+                        let task = pipeline.file(path, entry.mode & 0o7777, entry.size, None).await?;
                         let buffer = Vec::with_capacity(task.region_len(0));
                         Current::File { task, region: 0, buffer }
                     }

@@ -6,13 +6,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use super::file::{FileTask, Placed, REGION, unreadable};
+use super::entries::Entries;
+use super::file::{FileTask, Piece, Placed, REGION, Section, unreadable};
+use super::leftovers::Leftovers;
 use super::packer::Packer;
+use super::parent::KnownBlock;
+use super::usage::Usage;
 use crate::crypto::digest::DigestKey;
 use crate::crypto::sealed::FrameEncoder;
+use crate::format::BLOCK;
 use crate::format::file_table::{FileEntry, MapPlace, Node};
-use crate::format::map::FileMap;
-use crate::format::{BLOCK, MAX_FRAME};
+use crate::format::map::{BLOCK_DIGEST, Extent, FileMap};
 use crate::postgres::Lsn;
 use crate::postgres::page::{self, PageHeader, PageState};
 use crate::progress::SharedProgress;
@@ -54,14 +58,32 @@ pub(super) struct Shared {
     pub(super) level: i32,
     pub(super) data: Packer,
     pub(super) meta: Packer,
+    pub(super) leftovers: Leftovers,
     pub(super) progress: SharedProgress,
     pub(super) failure: Arc<Failure>,
     /// Jobs that were handed over and are not done.
     pub(super) pending: AtomicU64,
-    pub(super) entries: Mutex<Vec<FileEntry>>,
+    pub(super) made: Mutex<Made>,
     pub(super) bad_pages: Mutex<Vec<BadPage>>,
     pub(super) bad_page_count: AtomicU64,
     pub(super) changed_bytes: AtomicU64,
+}
+
+/// What all files together have come to.
+#[derive(Debug, Default)]
+pub(super) struct Made {
+    pub(super) entries: Entries,
+    pub(super) files: u64,
+    pub(super) bytes: u64,
+    pub(super) usage: Usage,
+}
+
+impl Made {
+    fn piece(&mut self, piece: Piece) {
+        if let Piece::Stored { pack, frame, blocks, .. } = piece {
+            self.usage.add(pack, frame, blocks);
+        }
+    }
 }
 
 /// The first error of any thread or task.
@@ -94,29 +116,45 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 }
 
 impl Shared {
-    /// Adds a finished file to the table.
-    pub(super) fn finish_file(&self, file: &FileTask, map: &FileMap, encoder: &mut FrameEncoder) -> Result<()> {
-        let bytes = map.encode();
-        let place = if file.regions() <= 1 {
-            MapPlace::Inline(bytes)
-        } else {
-            // Pushed one at a time under the packer's lock would let another file's frames in between.
-            let mut encoded = Vec::new();
-            for part in bytes.chunks(MAX_FRAME) {
-                encoded.push((part, self.digest.frame(part)));
-            }
-            let (pack, first) = match encoded.as_slice() {
-                [(part, digest)] => self.meta.append(&[encoder.encode(part, *digest)?])?,
-                several => {
-                    let mut encoders = several.iter().map(|_| FrameEncoder::new(self.level)).collect::<Result<Vec<_>>>()?;
-                    let frames = several.iter().zip(&mut encoders).map(|((part, digest), e)| e.encode(part, *digest));
-                    self.meta.append(&frames.collect::<Result<Vec<_>>>()?)?
+    /// Adds a finished file to the table, and stores those sections of its map that are new.
+    pub(super) fn finish_file(&self, file: &FileTask, sections: Vec<Section>, encoder: &mut FrameEncoder) -> Result<()> {
+        let map = match sections.as_slice() {
+            [] => MapPlace::Inline(FileMap::default().encode()),
+            [Section::Made(map)] if file.regions() == 1 => MapPlace::Inline(map.encode()),
+            sections => {
+                let mut places = Vec::with_capacity(sections.len());
+                for section in sections {
+                    places.push(match section {
+                        Section::Kept(pack, frame) => (*pack, *frame),
+                        Section::Made(map) => {
+                            let bytes = map.encode();
+                            self.meta.append(&encoder.encode(&bytes, self.digest.frame(&bytes))?)?
+                        }
+                    });
                 }
-            };
-            MapPlace::Frames { pack, first, count: u32::try_from(encoded.len()).unwrap_or(u32::MAX) }
+                MapPlace::of_sections(places)
+            }
         };
-        let entry = FileEntry { path: file.path.clone(), mode: file.mode, node: Node::File { len: file.len, map: place } };
-        lock(&self.entries).push(entry);
+        let mut made = lock(&self.made);
+        for (section, number) in sections.iter().zip(0..) {
+            match section {
+                Section::Kept(..) => file.kept_pieces(number).for_each(|piece| made.piece(piece)),
+                Section::Made(map) => {
+                    for extent in &map.extents {
+                        if let Extent::Stored { blocks, pack, frame, .. } = *extent {
+                            let pack = map.packs.get(pack as usize).copied().unwrap_or_default();
+                            made.usage.add(pack, frame, blocks);
+                        }
+                    }
+                }
+            }
+            if let Some((pack, frame)) = map.locate(number) {
+                made.usage.add(pack, frame, 1);
+            }
+        }
+        made.files += 1;
+        made.bytes += file.len;
+        made.entries.push(&FileEntry { path: file.path.clone(), mode: file.mode, node: Node::File { len: file.len, map } });
         Ok(())
     }
 }
@@ -126,9 +164,29 @@ struct Worker {
     shared: Arc<Shared>,
     encoder: FrameEncoder,
     buffer: Vec<u8>,
-    /// Parts of small files and tails of large ones, waiting to fill a frame.
+    padded: Vec<u8>,
+    /// Small files, tails of large ones and single blocks that changed, waiting to fill a frame.
     bundle: Vec<u8>,
-    bundled: Vec<(Arc<FileTask>, u32, usize)>,
+    bundled: Vec<Bundled>,
+}
+
+/// A region of which something waits in the bundle.
+struct Bundled {
+    file: Arc<FileTask>,
+    region: u32,
+    parts: Vec<Part>,
+    digests: Vec<[u8; BLOCK_DIGEST]>,
+}
+
+/// Where blocks of a region are, or are going to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Part {
+    Known(Piece),
+    /// In the bundle.
+    Waiting {
+        slot: u32,
+        blocks: u32,
+    },
 }
 
 /// Works until the channel closes; the caller joins the thread.
@@ -137,6 +195,7 @@ pub(super) fn run(shared: &Arc<Shared>, jobs: &async_channel::Receiver<Job>) {
         shared: shared.clone(),
         encoder,
         buffer: Vec::new(),
+        padded: Vec::new(),
         bundle: Vec::with_capacity(REGION),
         bundled: Vec::new(),
     });
@@ -180,48 +239,128 @@ impl Worker {
 
     fn store(&mut self, file: &Arc<FileTask>, region: u32, bytes: &[u8]) -> Result<()> {
         self.shared.progress.advance(bytes.len() as u64);
-        if is_zero(bytes) {
-            return self.placed(file, region, Placed::Zero);
+        let known = file.known(region);
+        if known.is_empty() && is_zero(bytes) {
+            let blocks = u32::try_from(bytes.len().div_ceil(BLOCK)).unwrap_or(u32::MAX);
+            return self.placed(file, region, Placed::Made { pieces: vec![Piece::Zero { blocks }], digests: Vec::new() });
         }
-        let _ = self.shared.changed_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-        if bytes.len() == REGION {
-            let mut digests = Vec::with_capacity(REGION / BLOCK);
-            let digest = self.shared.digest.frame_with_blocks(bytes, |d| digests.push(d));
-            let (pack, frame) = self.shared.data.append(&[self.encoder.encode(bytes, digest)?])?;
-            return self.placed(file, region, Placed::Stored { pack, frame, slot: 0, digests });
+        let mut digests = Vec::with_capacity(REGION / BLOCK);
+        let whole = self.digest(bytes, &mut digests);
+        if known.is_empty() && bytes.len() == REGION {
+            return self.store_whole(file, region, bytes, whole, digests);
         }
-        let padded = bytes.len().next_multiple_of(BLOCK);
-        if self.bundle.len() + padded > REGION {
+        let states = compare(bytes, &digests, known);
+        if known.len() == states.len() && states.iter().all(|state| *state == Block::Same) {
+            return self.placed(file, region, Placed::Kept);
+        }
+        if bytes.len() == REGION && is_scattered(&states, known) {
+            return self.store_whole(file, region, bytes, whole, digests);
+        }
+        self.store_blocks(file, region, bytes, &digests, &states)
+    }
+
+    /// The digests of each block, the last one filled up with zeroes, and of all of them.
+    fn digest(&mut self, bytes: &[u8], digests: &mut Vec<[u8; BLOCK_DIGEST]>) -> [u8; 16] {
+        if bytes.len().is_multiple_of(BLOCK) {
+            return self.shared.digest.frame_with_blocks(bytes, |d| digests.push(d));
+        }
+        self.padded.clear();
+        self.padded.extend_from_slice(bytes);
+        self.padded.resize(bytes.len().next_multiple_of(BLOCK), 0);
+        self.shared.digest.frame_with_blocks(&self.padded, |d| digests.push(d))
+    }
+
+    /// Stores a region in a frame of its own.
+    fn store_whole(
+        &mut self,
+        file: &Arc<FileTask>,
+        region: u32,
+        bytes: &[u8],
+        digest: [u8; 16],
+        digests: Vec<[u8; BLOCK_DIGEST]>,
+    ) -> Result<()> {
+        let (pack, frame) = match self.shared.leftovers.region(&digest) {
+            Some(place) => place,
+            None => {
+                let _ = self.shared.changed_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                self.shared.data.append(&self.encoder.encode(bytes, digest)?)?
+            }
+        };
+        let blocks = u32::try_from(REGION / BLOCK).unwrap_or(u32::MAX);
+        self.placed(file, region, Placed::Made { pieces: vec![Piece::Stored { pack, frame, slot: 0, blocks }], digests })
+    }
+
+    /// Puts the blocks that changed into the bundle, and refers to the others where they are.
+    fn store_blocks(
+        &mut self,
+        file: &Arc<FileTask>,
+        region: u32,
+        bytes: &[u8],
+        digests: &[[u8; BLOCK_DIGEST]],
+        states: &[Block],
+    ) -> Result<()> {
+        let changed = states.iter().filter(|state| **state == Block::Changed).count();
+        if self.bundle.len() + changed * BLOCK > REGION {
             self.flush_bundle()?;
         }
-        let slot = self.bundle.len() / BLOCK;
-        self.bundle.extend_from_slice(bytes);
-        self.bundle.resize((slot * BLOCK) + padded, 0);
-        self.bundled.push((file.clone(), region, padded / BLOCK));
-        Ok(())
+        let (mut parts, mut stored) = (Vec::new(), Vec::new());
+        for (((block, digest), state), known) in
+            bytes.chunks(BLOCK).zip(digests).zip(states).zip(file.known(region).iter().map(Some).chain(std::iter::repeat(None)))
+        {
+            let piece = match state {
+                Block::Zero => Some(Piece::Zero { blocks: 1 }),
+                Block::Same => known.and_then(|known| file.piece(*known)),
+                Block::Changed => None,
+            };
+            match piece {
+                Some(piece) => {
+                    parts.push(Part::Known(piece));
+                    if matches!(piece, Piece::Stored { .. }) {
+                        stored.push(*digest);
+                    }
+                }
+                None => {
+                    let slot = u32::try_from(self.bundle.len() / BLOCK).unwrap_or(u32::MAX);
+                    self.bundle.extend_from_slice(block);
+                    self.bundle.resize(self.bundle.len().next_multiple_of(BLOCK), 0);
+                    let _ = self.shared.changed_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+                    parts.push(Part::Waiting { slot, blocks: 1 });
+                    stored.push(*digest);
+                }
+            }
+        }
+        self.bundled.push(Bundled { file: file.clone(), region, parts, digests: stored });
+        // Nothing may wait for it: what was truncated or became zero needs no frame.
+        if changed == 0 && self.bundle.is_empty() { self.flush_bundle() } else { Ok(()) }
     }
 
     fn flush_bundle(&mut self) -> Result<()> {
-        if self.bundle.is_empty() {
+        if self.bundled.is_empty() {
             return Ok(());
         }
-        let mut digests = Vec::with_capacity(REGION / BLOCK);
-        let digest = self.shared.digest.frame_with_blocks(&self.bundle, |d| digests.push(d));
-        let (pack, frame) = self.shared.data.append(&[self.encoder.encode(&self.bundle, digest)?])?;
+        let place = if self.bundle.is_empty() {
+            None
+        } else {
+            let digest = self.shared.digest.frame(&self.bundle);
+            Some(self.shared.data.append(&self.encoder.encode(&self.bundle, digest)?)?)
+        };
         self.bundle.clear();
-        let mut slot = 0;
-        for (file, region, blocks) in std::mem::take(&mut self.bundled) {
-            let own = digests.get(slot..slot + blocks).unwrap_or(&[]).to_vec();
-            let placed = Placed::Stored { pack, frame, slot: u32::try_from(slot).unwrap_or(u32::MAX), digests: own };
-            self.placed(&file, region, placed)?;
-            slot += blocks;
+        for Bundled { file, region, parts, digests } in std::mem::take(&mut self.bundled) {
+            let piece = |part| match (part, place) {
+                (Part::Known(piece), _) => piece,
+                (Part::Waiting { slot, blocks }, Some((pack, frame))) => Piece::Stored { pack, frame, slot, blocks },
+                // There is a frame as soon as one block waits for it.
+                (Part::Waiting { blocks, .. }, None) => Piece::Zero { blocks },
+            };
+            let pieces = parts.into_iter().map(piece).collect();
+            self.placed(&file, region, Placed::Made { pieces, digests })?;
         }
         Ok(())
     }
 
     fn placed(&mut self, file: &Arc<FileTask>, region: u32, placed: Placed) -> Result<()> {
         match file.place(region, placed) {
-            Some(map) => self.shared.finish_file(file, &map, &mut self.encoder),
+            Some(sections) => self.shared.finish_file(file, sections, &mut self.encoder),
             None => Ok(()),
         }
     }
@@ -265,6 +404,57 @@ impl Worker {
             pages.push(BadPage { path: file.path.clone(), block, reason });
         }
     }
+}
+
+/// What became of a block since the parent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Block {
+    /// Nothing.
+    Same,
+    /// It is zero now, which needs no place.
+    Zero,
+    Changed,
+}
+
+/// Compares a region's blocks with what the parent has of them.
+fn compare(bytes: &[u8], digests: &[[u8; BLOCK_DIGEST]], known: &[KnownBlock]) -> Vec<Block> {
+    let known = known.iter().map(Some).chain(std::iter::repeat(None));
+    bytes
+        .chunks(BLOCK)
+        .zip(digests)
+        .zip(known)
+        .map(|((block, digest), known)| match known {
+            Some(KnownBlock::Stored { digest: was, .. }) if was == digest => Block::Same,
+            Some(KnownBlock::Zero) if is_zero(block) => Block::Same,
+            _ if is_zero(block) => Block::Zero,
+            _ => Block::Changed,
+        })
+        .collect()
+}
+
+/// Blocks of a region outside the frame that holds most of them, from which on the region is stored anew as a whole.
+const SCATTERED_FROM: usize = 12;
+
+/// True when so many blocks of a region would be elsewhere than the others that it is better written anew: a restore reads a
+/// whole frame for each place.
+fn is_scattered(states: &[Block], known: &[KnownBlock]) -> bool {
+    let mut frames: Vec<((u32, u32), usize)> = Vec::new();
+    let mut placed = 0;
+    for (state, known) in states.iter().zip(known.iter().map(Some).chain(std::iter::repeat(None))) {
+        match (state, known) {
+            (Block::Same, Some(KnownBlock::Stored { pack, frame, .. })) => {
+                placed += 1;
+                match frames.iter_mut().find(|(place, _)| *place == (*pack, *frame)) {
+                    Some((_, count)) => *count += 1,
+                    None => frames.push(((*pack, *frame), 1)),
+                }
+            }
+            (Block::Changed, _) => placed += 1,
+            _ => {}
+        }
+    }
+    let together = frames.iter().map(|(_, count)| *count).max().unwrap_or(0);
+    states.contains(&Block::Changed) && placed - together >= SCATTERED_FROM
 }
 
 fn judge(page: &[u8], block: u32, rules: PageRules) -> PageState {

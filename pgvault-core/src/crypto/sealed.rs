@@ -10,7 +10,9 @@ use sha2::{Digest, Sha256};
 
 use super::keys::{ClusterKeys, ObjectKey};
 use crate::env::Env;
+use crate::format::map::PackId;
 use crate::format::object::{Codec, Footer, FrameEntry, HEADER_LEN, Header, Kind, TAG_LEN, TAIL_LEN, Tail};
+use crate::format::pack_table::{PackKind, PackRef};
 use crate::format::{FormatError, MAX_FRAME};
 use crate::{Error, ErrorKind, Result};
 
@@ -110,8 +112,18 @@ pub struct SealedObject {
     pub bytes: Bytes,
     /// Length of its sealed footer.
     pub footer_len: u32,
+    /// How many frames it has.
+    pub frames: u32,
     /// The hash in its tail.
     pub sha256: [u8; 32],
+}
+
+impl SealedObject {
+    /// What a snapshot says about this object, as the pack `id` of which nothing is used yet.
+    pub fn as_pack(&self, id: PackId, kind: PackKind) -> PackRef {
+        let size = self.bytes.len() as u64;
+        PackRef { id, kind, size, footer_len: self.footer_len, frames: self.frames, live: 0, sha256: self.sha256 }
+    }
 }
 
 /// Grows one object in memory.
@@ -196,7 +208,8 @@ impl SealedWriter {
         self.bytes.extend_from_slice(&Tail::encode_prefix(footer_offset, footer_len));
         let sha256: [u8; 32] = Sha256::digest(&self.bytes).into();
         self.bytes.extend_from_slice(&sha256);
-        SealedObject { name: self.name, bytes: self.bytes.into(), footer_len, sha256 }
+        let frames = u32::try_from(self.footer.frames.len()).unwrap_or(u32::MAX);
+        SealedObject { name: self.name, bytes: self.bytes.into(), footer_len, frames, sha256 }
     }
 }
 

@@ -1,7 +1,8 @@
 //! File maps: where each block of a file lies.
 //!
-//! A map is complete for its file, so a snapshot restores without reading any other snapshot. It names packs by their
-//! own ids in a table of its own: an unchanged file's map can be referenced by later snapshots as it is.
+//! A map is complete for its part of a file, so a snapshot restores without reading any other snapshot. It names packs by their
+//! own ids in a table of its own: where nothing changed, later snapshots refer to it as it is. So that little has to be
+//! written anew where little changed, the map of a large file is cut into *sections* of 32 MiB of the file.
 
 use super::{BLOCK, Cursor, FormatError, MAX_FILE, REGION_BLOCKS, put_varint};
 
@@ -10,6 +11,22 @@ pub type PackId = [u8; 16];
 
 /// Length of the digest kept per block for change detection.
 pub const BLOCK_DIGEST: usize = 8;
+
+/// Blocks that one section of a file's map covers; the last one covers what is left.
+pub const SECTION_BLOCKS: u32 = 4096;
+
+/// Bytes of a file that one section covers.
+pub const SECTION: u64 = SECTION_BLOCKS as u64 * BLOCK as u64;
+
+/// Sections of the map of a file of `file_len` bytes.
+pub fn sections(file_len: u64) -> u32 {
+    u32::try_from(file_len.div_ceil(SECTION)).unwrap_or(u32::MAX)
+}
+
+/// Bytes of the file that section `number` covers.
+pub fn section_len(file_len: u64, number: u32) -> u64 {
+    file_len.saturating_sub(u64::from(number) * SECTION).min(SECTION)
+}
 
 /// Where a run of blocks lies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,12 +58,12 @@ impl Extent {
     }
 }
 
-/// The blocks of one file, in order.
+/// The blocks of one section of a file, or of a small file, in order.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct FileMap {
     /// Packs that the extents point into.
     pub packs: Vec<PackId>,
-    /// Runs of blocks from the file's start to its end.
+    /// Runs of blocks from the section's start to its end.
     pub extents: Vec<Extent>,
     /// One keyed digest per *stored* block, in order, for change detection by the next backup.
     pub digests: Vec<[u8; BLOCK_DIGEST]>,

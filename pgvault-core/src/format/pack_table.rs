@@ -3,36 +3,72 @@
 //! A petabyte has thirty million of them, so the table is cut into chunks of at most one frame, like the file table.
 
 use super::map::PackId;
-use super::{Cursor, FormatError, MAX_FRAME, put_varint};
+use super::{Cursor, FormatError, MAX_FRAME, REGION_BLOCKS, put_varint};
+
+/// What the frames of a pack are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum PackKind {
+    /// Blocks of files.
+    Data,
+    /// Sections of file maps, or chunks of tables.
+    Meta,
+}
 
 /// A pack as a snapshot knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PackRef {
     /// The pack's ULID.
     pub id: PackId,
+    /// What it holds.
+    pub kind: PackKind,
     /// Its stored size in bytes.
     pub size: u64,
     /// Length of its sealed footer, so that one range read fetches it.
     pub footer_len: u32,
+    /// How many frames it has.
+    pub frames: u32,
+    /// How much of it this snapshot refers to: blocks of a data pack, frames of a meta pack. The rest is needed by older
+    /// snapshots, or by none.
+    pub live: u32,
     /// The hash in its tail.
     pub sha256: [u8; 32],
 }
 
 impl PackRef {
     /// The fewest bytes that an entry takes.
-    pub(super) const MIN_LEN: usize = 16 + 1 + 1 + 32;
-    /// The most: both numbers at their longest.
-    const MAX_LEN: usize = 16 + 10 + 5 + 32;
+    pub(super) const MIN_LEN: usize = 16 + 5 + 32;
+    /// The most: all numbers at their longest.
+    const MAX_LEN: usize = 16 + 1 + 10 + 5 + 5 + 5 + 32;
+
+    /// What [`PackRef::live`] could be at most; the last frames of a data pack may be shorter.
+    pub fn capacity(&self) -> u64 {
+        let each = if self.kind == PackKind::Data { REGION_BLOCKS as u64 } else { 1 };
+        u64::from(self.frames) * each
+    }
 
     pub(super) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.id);
+        out.push(if self.kind == PackKind::Data { 1 } else { 2 });
         put_varint(out, self.size);
-        put_varint(out, u64::from(self.footer_len));
+        for number in [self.footer_len, self.frames, self.live] {
+            put_varint(out, u64::from(number));
+        }
         out.extend_from_slice(&self.sha256);
     }
 
     pub(super) fn parse(cursor: &mut Cursor<'_>) -> Result<Self, FormatError> {
-        Ok(Self { id: cursor.array()?, size: cursor.varint()?, footer_len: cursor.number()?, sha256: cursor.array()? })
+        let id = cursor.array()?;
+        let kind = match cursor.u8()? {
+            1 => PackKind::Data,
+            2 => PackKind::Meta,
+            other => return Err(FormatError::unsupported("pack table", format!("unknown kind {other} of pack"))),
+        };
+        let (size, footer_len, frames, live) = (cursor.varint()?, cursor.number()?, cursor.number()?, cursor.number()?);
+        let pack = Self { id, kind, size, footer_len, frames, live, sha256: cursor.array()? };
+        if u64::from(live) > pack.capacity() {
+            return Err(cursor.error(format!("says that {live} of {} are used", pack.capacity())));
+        }
+        Ok(pack)
     }
 }
 
@@ -75,8 +111,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tables_round_trip(ids in prop::collection::btree_set(any::<[u8; 16]>(), 0..40), size: u64, footer_len: u32) {
-            let packs: Vec<_> = ids.into_iter().map(|id| PackRef { id, size, footer_len, sha256: [8; 32] }).collect();
+        fn tables_round_trip(ids in prop::collection::btree_set(any::<[u8; 16]>(), 0..40), size: u64, footer_len: u32, frames: u32) {
+            let pack = |id: [u8; 16]| PackRef { id, kind: PackKind::Meta, size, footer_len, frames, live: frames / 2, sha256: [8; 32] };
+            let packs: Vec<_> = ids.into_iter().map(pack).collect();
             let read: Vec<_> = encode(&packs).iter().flat_map(|chunk| parse_chunk(chunk).unwrap()).collect();
             prop_assert_eq!(read, packs);
         }
@@ -89,7 +126,16 @@ mod tests {
 
     #[test]
     fn the_longest_entries_fit_their_chunk() {
-        let pack = |n: u128| PackRef { id: n.to_be_bytes(), size: u64::MAX, footer_len: u32::MAX, sha256: [1; 32] };
+        let most = u32::MAX;
+        let pack = |n: u128| PackRef {
+            id: n.to_be_bytes(),
+            kind: PackKind::Data,
+            size: u64::MAX,
+            footer_len: most,
+            frames: most,
+            live: most,
+            sha256: [1; 32],
+        };
         let packs: Vec<_> = (0..70_000).map(pack).collect();
         let chunks = encode(&packs);
         assert_eq!(chunks.len(), 2);

@@ -89,9 +89,19 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::format::pack_table::PackKind;
 
     fn table_pack(id: u8, frames: usize) -> TablePack {
-        let pack = PackRef { id: [id; 16], size: 20 << 20, footer_len: 200, sha256: [id; 32] };
+        let frames_of = u32::try_from(frames).unwrap();
+        let pack = PackRef {
+            id: [id; 16],
+            kind: PackKind::Meta,
+            size: 20 << 20,
+            footer_len: 200,
+            frames: frames_of,
+            live: frames_of,
+            sha256: [id; 32],
+        };
         TablePack { pack, digests: vec![[id; 16]; frames] }
     }
 

@@ -11,8 +11,8 @@ use super::{PARALLEL, Report, decode_all, sorted};
 use crate::crypto::keys::{ClusterDocument, EpochDocument};
 use crate::crypto::slot::SlotDocument;
 use crate::format::document;
-use crate::format::file_table::{FileEntry, MapPlace, Node};
-use crate::format::map::{Extent, FileMap, PackId};
+use crate::format::file_table::{FileEntry, Node};
+use crate::format::map::{self, Extent, FileMap, PackId};
 use crate::format::pack_table::PackRef;
 use crate::format::{BLOCK, FormatError};
 use crate::postgres::{Lsn, SegmentSize, TimelineHistory, TimelineId, WalFileName};
@@ -263,7 +263,7 @@ impl Checker<'_> {
         }
         let packs = snapshot.packs().await?;
         let known: BTreeSet<PackId> = packs.iter().map(|p| p.id).collect();
-        let mut maps = MapReader::new(self.cluster);
+        let mut maps = MapReader::new(self.cluster, &packs);
         let (mut files, mut bytes) = (0u64, 0u64);
         let mut table = snapshot.files();
         while let Some(entries) = table.next_chunk().await? {
@@ -272,9 +272,7 @@ impl Checker<'_> {
                     files += 1;
                     bytes = bytes.saturating_add(*len);
                 }
-                if let Some(map) = self.map(&entry, &known, &mut maps).await? {
-                    self.extents(&entry, &map, &known)?;
-                }
+                self.maps(&entry, &known, &mut maps).await?;
             }
         }
         let manifest = snapshot.manifest;
@@ -303,20 +301,25 @@ impl Checker<'_> {
         }
     }
 
-    async fn map(&self, entry: &FileEntry, known: &BTreeSet<PackId>, maps: &mut MapReader<'_>) -> Result<Option<FileMap>> {
-        let Node::File { len, map } = &entry.node else { return Ok(None) };
-        if let MapPlace::Frames { pack, .. } = map {
-            let name = layout::pack(Ulid::from_bytes(*pack));
-            if !known.contains(pack) {
-                let why = format!("{}: its map lies in {name}, which the manifest does not list", entry.path);
-                return Err(Error::new(ErrorKind::Corrupt, "map.pack", why));
+    /// Checks a file's map, section by section.
+    async fn maps(&self, entry: &FileEntry, known: &BTreeSet<PackId>, maps: &mut MapReader) -> Result<()> {
+        let Node::File { len, map } = &entry.node else { return Ok(()) };
+        for number in 0..map::sections(*len) {
+            if let Some((pack, _)) = map.locate(number) {
+                let name = layout::pack(Ulid::from_bytes(pack));
+                if !known.contains(&pack) {
+                    let why = format!("{}: its map lies in {name}, which the manifest does not list", entry.path);
+                    return Err(Error::new(ErrorKind::Corrupt, "map.pack", why));
+                }
+                // A damaged or missing pack is reported as itself.
+                if self.damaged.contains(&name) || !self.objects.contains_key(&name) {
+                    continue;
+                }
             }
-            // A damaged or missing pack is reported as itself.
-            if self.damaged.contains(&name) || !self.objects.contains_key(&name) {
-                return Ok(None);
-            }
+            let section = maps.section(map, *len, number).await.map_err(|e| e.context(&entry.path))?;
+            self.extents(entry, &section, known)?;
         }
-        maps.read(map, *len).await.map(Some).map_err(|e| e.context(&entry.path))
+        Ok(())
     }
 
     fn extents(&self, entry: &FileEntry, map: &FileMap, known: &BTreeSet<PackId>) -> Result<()> {

@@ -70,18 +70,23 @@ pub(super) fn remove_strangers(directory: &Path, wanted: &BTreeMap<String, Wante
     Ok(())
 }
 
-/// Prepares an existing file: right length and mode, zeroes where they belong; returns the extents that must be written.
-///
-/// The extents are the map's own, cut to the regions that differ.
-pub(super) fn differing(path: &Path, len: u64, mode: u32, map: &FileMap, digest: &DigestKey) -> Result<Vec<(u64, Extent)>> {
+/// Gives an existing file its length and mode.
+pub(super) fn prepare(path: &Path, len: u64, mode: u32) -> Result<()> {
+    let failed = |e: io::Error| Error::io("prepare", path, e);
+    let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+    file.set_len(len).map_err(failed)?;
+    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)
+}
+
+/// Puts zeroes where they belong into the part of a prepared file of `len` bytes that `map` covers from `first` on; returns
+/// the extents that must be written, with the block each begins at: the map's own, where something differs.
+pub(super) fn differing(path: &Path, len: u64, first: u64, map: &FileMap, digest: &DigestKey) -> Result<Vec<(u64, Extent)>> {
     let failed = |e: io::Error| Error::io("prepare", path, e);
     let file = OpenOptions::new().read(true).write(true).open(path).map_err(failed)?;
-    file.set_len(len).map_err(failed)?;
-    file.set_permissions(fs::Permissions::from_mode(mode)).map_err(failed)?;
     let mut digests = map.digests.iter();
     let mut differing = Vec::new();
     let mut buffer = vec![0; BLOCK * REGION_BLOCKS];
-    let mut block = 0u64;
+    let mut block = first;
     for extent in &map.extents {
         let first = block;
         block += u64::from(extent.blocks());

@@ -37,6 +37,9 @@ const FETCHES: usize = 4;
 /// freed when its frames are written, so memory does not depend on the size of packs.
 const PIECE: u64 = 8 << 20;
 
+/// Packs up to this size are read whole, whatever is wanted of them: three requests less are worth more than a megabyte.
+const SMALL: u64 = 1 << 20;
+
 /// Gaps between wanted frames that are cheaper to read than to skip.
 const COALESCE: u64 = 256 << 10;
 
@@ -183,14 +186,10 @@ impl Writer<'_> {
             let (cluster, files, send) = (self.cluster.clone(), files.clone(), send.clone());
             wants.sort_by_key(|w| (w.frame, w.file, w.block));
             let _ = running.spawn(async move {
-                let (pack, mut whole) = open_pack(&cluster, &known, &wants).await?;
+                let (pack, mut body) = open_pack(&cluster, &known, &wants).await?;
                 for (range, wants) in pieces(&pack, &wants)? {
                     let start = range.start;
-                    let read = match &mut whole {
-                        Some(whole) => whole.at(range).await,
-                        None => cluster.store().get_range(&pack.path, range).await,
-                    };
-                    let bytes = read.map_err(|e| lost(&pack.path, e))?;
+                    let bytes = body.at(&cluster, &pack.path, range).await.map_err(|e| lost(&pack.path, e))?;
                     let mut rest = wants;
                     while !rest.is_empty() {
                         // Cut between frames, so that none is decoded twice.
@@ -237,52 +236,75 @@ struct OpenPack {
     reader: Arc<ObjectReader>,
 }
 
-/// A pack that is read from end to end, and where in it the reading is.
-struct WholePack {
-    reading: Reading,
-    at: u64,
+/// How the bytes of a pack come.
+enum Body {
+    /// They are there: a small pack is one request.
+    Here(Bytes),
+    /// From end to end with one request; `at` is where the reading is.
+    Streamed { reading: Reading, at: u64 },
+    /// Each piece with a request of its own.
+    Pieces,
 }
 
-impl WholePack {
+impl Body {
     /// The bytes of a range that does not begin before the end of the one before.
-    async fn at(&mut self, range: Range<u64>) -> Result<Bytes> {
-        // What lies between is not wanted, and costs less than another request.
-        while self.at < range.start {
-            let skip = (range.start - self.at).min(PIECE);
-            let _ = self.reading.next(skip).await?;
-            self.at += skip;
+    async fn at(&mut self, cluster: &Cluster, path: &str, range: Range<u64>) -> Result<Bytes> {
+        match self {
+            Self::Here(bytes) => {
+                let (start, end) = (usize::try_from(range.start), usize::try_from(range.end));
+                let there = start.ok().zip(end.ok()).filter(|(start, end)| start <= end && *end <= bytes.len());
+                let (start, end) = there.ok_or_else(|| {
+                    Error::new(ErrorKind::Corrupt, "map.frame", format!("{path} ends before what is wanted of it"))
+                })?;
+                Ok(bytes.slice(start..end))
+            }
+            Self::Streamed { reading, at } => {
+                // What lies between is not wanted, and costs less than another request.
+                while *at < range.start {
+                    let skip = (range.start - *at).min(PIECE);
+                    let _ = reading.next(skip).await?;
+                    *at += skip;
+                }
+                let bytes = reading.next(range.end - range.start).await?;
+                *at = range.end;
+                Ok(bytes)
+            }
+            Self::Pieces => cluster.store().get_range(path, range).await,
         }
-        let bytes = self.reading.next(range.end - range.start).await?;
-        self.at = range.end;
-        Ok(bytes)
     }
 }
 
 /// Reads a pack's frame table; when most of the pack is wanted, also begins to read all of it.
-async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<(OpenPack, Option<WholePack>)> {
+async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<(OpenPack, Body)> {
     let relative = layout::pack(Ulid::from_bytes(pack.id));
     let path = cluster.path(&relative);
     let footer_start = pack.size.saturating_sub(TAIL_LEN as u64 + u64::from(pack.footer_len));
+    let wants_most = wants_most(pack, wants);
+    let corrupt = |e: crate::format::FormatError| Error::from(e).context(&path);
+    if pack.size <= SMALL || (wants_most && pack.size <= PIECE) {
+        let bytes = cluster.store().get(&path).await.map_err(|e| lost(&path, e))?;
+        if bytes.len() as u64 != pack.size {
+            let why = format!("{path}: it has {} bytes, and the manifest says {}", bytes.len(), pack.size);
+            return Err(Error::new(ErrorKind::Corrupt, "pack.size", why));
+        }
+        let reader = ObjectReader::open_whole(cluster.keys(), Kind::Data, &relative, &bytes).map_err(corrupt)?;
+        return Ok((OpenPack { path, reader: Arc::new(reader) }, Body::Here(bytes)));
+    }
     // Before the reading begins: one that waits for another request while it holds its own could wait for ever.
     let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(|e| lost(&path, e))?;
     // The header comes first in the pack, so a reading of all of it has it.
-    let mut whole = wants_most(pack, wants)
-        .then(|| WholePack { reading: cluster.store().read(&path, 0..footer_start), at: 0 })
-        .filter(|_| footer_start >= HEADER_LEN as u64);
-    let head = match &mut whole {
-        Some(whole) => whole.at(0..HEADER_LEN as u64).await,
-        None => cluster.store().get_range(&path, 0..HEADER_LEN as u64).await,
+    let mut body = if wants_most && footer_start >= HEADER_LEN as u64 {
+        Body::Streamed { reading: cluster.store().read(&path, 0..footer_start), at: 0 }
+    } else {
+        Body::Pieces
     };
-    let head = head.map_err(|e| lost(&path, e))?;
-    let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer)
-        .map_err(|e| Error::from(e).context(&path))?;
-    Ok((OpenPack { path, reader: Arc::new(reader) }, whole))
+    let head = body.at(cluster, &path, 0..HEADER_LEN as u64).await.map_err(|e| lost(&path, e))?;
+    let reader = ObjectReader::open(cluster.keys(), Kind::Data, &relative, pack.size, &head, &footer).map_err(corrupt)?;
+    Ok((OpenPack { path, reader: Arc::new(reader) }, body))
 }
 
-/// True when so many of a pack's frames are wanted that reading all of it is cheaper than asking for them. The number of its
-/// frames is estimated from the length of its frame table.
+/// True when so many of a pack's frames are wanted that reading all of it is cheaper than asking for them.
 fn wants_most(pack: &PackRef, wants: &[Want]) -> bool {
-    const ENTRY: usize = 23;
     let mut frames = 0;
     let mut last = None;
     for want in wants {
@@ -290,7 +312,7 @@ fn wants_most(pack: &PackRef, wants: &[Want]) -> bool {
             frames += 1;
         }
     }
-    frames * 2 * ENTRY >= pack.footer_len as usize
+    frames * 2 >= pack.frames
 }
 
 /// Cuts what is wanted of a pack, sorted by frame, into ranges that are worth one request each.

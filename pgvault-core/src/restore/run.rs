@@ -17,7 +17,7 @@ use super::files::{self, BATCH_EXTENTS, Batch, TargetFile, Writer};
 use super::plan::Plan;
 use super::recovery::{self, RestoreCommand, TargetAction};
 use crate::format::file_table::{FileEntry, Node};
-use crate::format::map::PackId;
+use crate::format::map::{self, PackId};
 use crate::format::pack_table::PackRef;
 use crate::postgres::{TablespaceMap, TablespaceMapEntry, invalidate_checkpoint};
 use crate::progress::SharedProgress;
@@ -100,7 +100,7 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     if options.delta {
         remove_strangers(plan, &options.pgdata, &locations).await?;
     }
-    let mut maps = MapReader::new(cluster);
+    let mut maps = MapReader::new(cluster, packs.values());
     let mut batch = Batch::default();
     let mut files = plan.snapshot.files();
     while let Some(entries) = files.next_chunk().await? {
@@ -241,7 +241,7 @@ async fn place(
     entry: &FileEntry,
     options: &RestoreOptions,
     locations: &BTreeMap<u32, PathBuf>,
-    maps: &mut MapReader<'_>,
+    maps: &mut MapReader,
     batch: &mut Batch,
 ) -> Result<()> {
     let path = locate(&entry.path, &options.pgdata, locations);
@@ -264,7 +264,6 @@ async fn place(
             std::os::unix::fs::symlink(location, &path).map_err(|e| Error::io("link", &path, e))?;
         }
         Node::File { len, map } => {
-            let map = maps.read(map, *len).await.map_err(|e| e.context(&entry.path))?;
             let mut exists = options.delta && path.symlink_metadata().is_ok_and(|m| m.is_file());
             if exists && path.symlink_metadata().is_ok_and(|m| m.nlink() > 1) {
                 // Another name of the same file, a safety copy perhaps, must not change with it.
@@ -274,23 +273,31 @@ async fn place(
             let target = TargetFile { name: entry.path.clone(), path: path.clone(), len: *len };
             let number = batch.add_file(target);
             if exists {
-                let (digest, len, mode, map) = (maps.cluster().keys().digest().clone(), *len, mode, map);
-                let compared =
-                    tokio::task::spawn_blocking(move || delta::differing(&path, len, mode, &map, &digest).map(|d| (d, map)));
-                let (differing, map) = compared.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
-                for (block, extent) in differing {
-                    batch.want(number, block, &map.packs, extent)?;
+                delta::prepare(&path, *len, mode)?;
+            } else {
+                if let Some(parent) = path.parent().filter(|parent| !parent.is_dir()) {
+                    make_directory(parent, 0o700)?;
                 }
-                return Ok(());
+                files::create(&path, *len, mode).map_err(|e| Error::io("create", &path, e))?;
             }
-            if let Some(parent) = path.parent().filter(|parent| !parent.is_dir()) {
-                make_directory(parent, 0o700)?;
-            }
-            files::create(&path, *len, mode).map_err(|e| Error::io("create", &path, e))?;
-            let mut block = 0;
-            for extent in &map.extents {
-                batch.want(number, block, &map.packs, *extent)?;
-                block += u64::from(extent.blocks());
+            for section in 0..map::sections(*len) {
+                let map = maps.section(map, *len, section).await.map_err(|e| e.context(&entry.path))?;
+                let first = u64::from(section) * u64::from(map::SECTION_BLOCKS);
+                if exists {
+                    let (path, digest, len) = (path.clone(), maps.cluster().keys().digest().clone(), *len);
+                    let compared =
+                        tokio::task::spawn_blocking(move || delta::differing(&path, len, first, &map, &digest).map(|d| (d, map)));
+                    let (differing, map) = compared.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
+                    for (block, extent) in differing {
+                        batch.want(number, block, &map.packs, extent)?;
+                    }
+                } else {
+                    let mut block = first;
+                    for extent in &map.extents {
+                        batch.want(number, block, &map.packs, *extent)?;
+                        block += u64::from(extent.blocks());
+                    }
+                }
             }
         }
     }

@@ -3,61 +3,103 @@
 //! A manifest may have been made by somebody hostile who has the key, and frames of zeroes seal to next to nothing: a pack of
 //! 64 MiB can hold a terabyte of them. So memory is bounded by what is known before a frame is fetched.
 
-use super::{Cluster, StoredObject, layout, lost};
-use crate::Result;
-use crate::format::file_table::MapPlace;
-use crate::format::map::{FileMap, PackId};
-use crate::format::object::Kind;
+use std::collections::{HashMap, VecDeque};
 
-/// Reads file maps; consecutive ones lie in the same pack, so the open one is kept.
+use super::{Cluster, StoredObject, layout, lost};
+use crate::format::FormatError;
+use crate::format::file_table::MapPlace;
+use crate::format::map::{self, FileMap, PackId};
+use crate::format::object::Kind;
+use crate::format::pack_table::PackRef;
+use crate::{Error, Result};
+
+/// Bytes of meta packs that are kept. The maps of 60 GiB of files fit; of a larger cluster neighbours lie in the same packs.
+const KEPT: usize = 64 << 20;
+
+/// A pack that is asked for this often is fetched whole.
+const WHOLE_FROM: u32 = 3;
+
+/// Packs of which something is kept, at most.
+const MAX_OPEN: usize = 1024;
+
+/// Reads file maps, section by section.
 ///
-/// What it allocates for one map: its bytes, at most [`FileMap::max_len`] of the file's length (35 bytes for each block of
-/// 8 KiB, 0.43 %), and not more than the frames that are really there decode to; one sealed frame of at most 4 MiB; and the
-/// parsed map, at most 44 bytes for each block. That is 10 MiB for PostgreSQL's files of 1 GiB and 320 MiB for the largest file
-/// of the format. Besides, the frame table of one meta pack, about twice
-/// the pack's own footer.
+/// The maps of a cluster that was backed up again and again are spread over the packs of many backups, so the packs used last are
+/// kept, up to 64 MiB of their bytes and their frame tables. What is allocated for one section: its bytes, at most
+/// [`FileMap::max_len`] of 32 MiB, one sealed frame, and the parsed map, at most 44 bytes for each block of 8 KiB.
 #[derive(Debug)]
-pub struct MapReader<'a> {
-    cluster: &'a Cluster,
-    open: Option<(PackId, StoredObject)>,
+pub struct MapReader {
+    cluster: Cluster,
+    sizes: HashMap<PackId, u64>,
+    /// The one used last is the last.
+    open: VecDeque<Held>,
 }
 
-impl<'a> MapReader<'a> {
-    /// A reader of a cluster's maps.
-    pub fn new(cluster: &'a Cluster) -> Self {
-        Self { cluster, open: None }
+#[derive(Debug)]
+struct Held {
+    pack: PackId,
+    object: StoredObject,
+    asked: u32,
+}
+
+impl MapReader {
+    /// A reader of a cluster's maps. Knowing the snapshot's packs saves it a request for each.
+    pub fn new<'a>(cluster: &Cluster, packs: impl IntoIterator<Item = &'a PackRef>) -> Self {
+        let sizes = packs.into_iter().map(|pack| (pack.id, pack.size)).collect();
+        Self { cluster: cluster.clone(), sizes, open: VecDeque::new() }
     }
 
     /// The cluster.
-    pub fn cluster(&self) -> &'a Cluster {
-        self.cluster
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
     }
 
-    /// Reads the map of a file of `len` bytes.
+    /// Reads one section of the map of a file of `len` bytes; there are [`map::sections`] of them.
     ///
     /// # Errors
     /// When the store fails, the pack is missing or was changed, or the map is not one of such a file.
-    pub async fn read(&mut self, place: &MapPlace, len: u64) -> Result<FileMap> {
-        match place {
-            MapPlace::Inline(bytes) => Ok(FileMap::parse(bytes, len)?),
-            MapPlace::Frames { pack, first, count } => {
-                let limit = FileMap::max_len(len)?;
-                let bytes = self.open(*pack).await?.frames(*first, *count, limit).await?;
-                Ok(FileMap::parse(&bytes, len)?)
+    pub async fn section(&mut self, place: &MapPlace, len: u64, number: u32) -> Result<FileMap> {
+        let covered = map::section_len(len, number);
+        // A file longer than any is refused, whatever its parts are.
+        let _ = FileMap::max_len(len)?;
+        match (place, place.locate(number)) {
+            (MapPlace::Inline(bytes), _) if number == 0 && len <= map::SECTION => Ok(FileMap::parse(bytes, len)?),
+            (MapPlace::Sections(_), Some((pack, frame))) => {
+                let bytes = self.object(pack).await?.frames(frame, 1, FileMap::max_len(covered)?).await?;
+                Ok(FileMap::parse(&bytes, covered)?)
             }
+            _ => Err(FormatError::new("file map", format!("has no section {number} for a file of {len} bytes")).into()),
         }
     }
 
-    async fn open(&mut self, pack: PackId) -> Result<&StoredObject> {
-        let object = match self.open.take() {
-            Some((open, object)) if open == pack => object,
-            _ => {
+    /// The pack, whole when it was asked for before.
+    async fn object(&mut self, pack: PackId) -> Result<&StoredObject> {
+        let held = self.open.iter().position(|held| held.pack == pack).and_then(|at| self.open.remove(at));
+        let mut held = match held {
+            Some(held) => held,
+            None => {
                 let name = layout::pack(ulid::Ulid::from_bytes(pack));
-                let opened = self.cluster.open(Kind::Meta, &name, None).await;
-                opened.map_err(|e| lost(&self.cluster.path(&name), e))?
+                let opened = self.cluster.open(Kind::Meta, &name, self.sizes.get(&pack).copied()).await;
+                let object = opened.map_err(|e| lost(&self.cluster.path(&name), e))?;
+                Held { pack, object, asked: 0 }
             }
         };
-        Ok(&self.open.insert((pack, object)).1)
+        held.asked += 1;
+        if held.asked == WHOLE_FROM {
+            held.object.hold().await?;
+        }
+        self.open.push_back(held);
+        while self.open.len() > 1 && (self.open.len() > MAX_OPEN || self.kept() > KEPT) {
+            let _ = self.open.pop_front();
+        }
+        match self.open.back() {
+            Some(held) => Ok(&held.object),
+            None => Err(Error::new(crate::ErrorKind::Failed, "map.cache", "nothing is kept")),
+        }
+    }
+
+    fn kept(&self) -> usize {
+        self.open.iter().map(|held| held.object.held()).sum()
     }
 }
 
@@ -70,7 +112,8 @@ mod tests {
     use crate::crypto::sealed::{FrameEncoder, SealedWriter};
     use crate::crypto::slot::{Unlock, Wrap};
     use crate::env::Env;
-    use crate::format::map::Extent;
+    use crate::format::file_table::MapRun;
+    use crate::format::map::{Extent, SECTION, SECTION_BLOCKS};
     use crate::format::{BLOCK, MAX_FILE, MAX_FRAME, put_varint};
     use crate::postgres::SystemId;
     use crate::store::{Store, StoreOptions};
@@ -104,29 +147,31 @@ mod tests {
         let frames = vec![vec![0; MAX_FRAME]; 64];
         let (faulty, cluster, pack, size) = cluster(&frames).await;
         assert!(size < 64 << 10, "{size} bytes hold a map of 256 MiB");
-        let mut maps = MapReader::new(&cluster);
+        let mut maps = MapReader::new(&cluster, []);
+        let place = |first, count| MapPlace::Sections(vec![MapRun { pack, first, count }]);
         let cases = [
             // The frames are there, but no file of this length has such a map.
-            (1 << 20, 0, 64, "object.frames"),
-            (1 << 30, 0, 64, "object.frames"),
-            (1 << 30, 0, 2, "object.frames"),
+            (1 << 20, 0, 0, "object.frames"),
+            (1 << 30, 0, 31, "object.frames"),
             // More frames than the pack has, as many as can be said.
-            (MAX_FILE, 0, 65, "object.frame"),
-            (MAX_FILE, 1, u32::MAX, "object.frame"),
-            (MAX_FILE, u32::MAX, u32::MAX, "object.frame"),
+            (MAX_FILE, 0, 64, "object.frame"),
+            (MAX_FILE, u32::MAX - 1, 0, "object.frame"),
+            // Sections that the table does not place, or the file does not have.
+            (MAX_FILE, u32::MAX, 1, "format.invalid"),
+            (MAX_FILE, 1, u32::MAX, "format.invalid"),
         ];
-        for (len, first, count, code) in cases {
-            let error = maps.read(&MapPlace::Frames { pack, first, count }, len).await.unwrap_err();
-            assert_eq!((error.kind(), error.code()), (ErrorKind::Corrupt, code), "{len} {first} {count}: {error:?}");
+        for (len, first, number, code) in cases {
+            let error = maps.section(&place(first, u32::MAX), len, number).await.unwrap_err();
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Corrupt, code), "{len} {first} {number}: {error:?}");
         }
         // A file that is said to be longer than any file.
         for len in [MAX_FILE + 1, u64::MAX] {
-            let error = maps.read(&MapPlace::Frames { pack, first: 0, count: 64 }, len).await.unwrap_err();
+            let error = maps.section(&place(0, 64), len, 0).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
         }
-        // The pack's header and footer came with its first reading; no frame was asked for.
+        // The pack's header and footer came with its first reading, and all of it, 64 KiB, with the third; no frame was asked for.
         let calls = faulty.calls();
-        assert!(calls.len() <= 2, "{calls:?}");
+        assert!(calls.len() <= 3, "{calls:?}");
     }
 
     /// A map whose numbers announce far more than the file has blocks, although its bytes are few enough.
@@ -144,27 +189,29 @@ mod tests {
         for bytes in [extents, packs] {
             assert!((bytes.len() as u64) < FileMap::max_len(len).unwrap());
             let (_, cluster, pack, _) = cluster(std::slice::from_ref(&bytes)).await;
-            let place = MapPlace::Frames { pack, first: 0, count: 1 };
-            let error = MapReader::new(&cluster).read(&place, len).await.unwrap_err();
+            let place = MapPlace::of_sections([(pack, 0)]);
+            let error = MapReader::new(&cluster, []).section(&place, len, 0).await.unwrap_err();
             assert!(error.kind() == ErrorKind::Corrupt && error.to_string().contains("for 1024 blocks"), "{error:?}");
         }
     }
 
-    /// The longest map that a file can have is read.
+    /// The longest map that a section can have is read, and the reader forgets nothing that it is asked for again and again.
     #[tokio::test]
-    async fn the_largest_map_of_a_file_is_read() {
-        let blocks = 300_000_u32;
+    async fn the_largest_map_of_a_section_is_read_and_a_pack_asked_for_often_is_fetched_once() {
+        let blocks = SECTION_BLOCKS;
         let stored = |pack: u32| Extent::Stored { blocks: 1, pack, frame: u32::MAX, slot: 31 };
         let map = FileMap {
             packs: (0..blocks).map(|n| u128::from(n).to_le_bytes()).collect(),
             extents: (0..blocks).map(stored).collect(),
             digests: vec![[7; 8]; blocks as usize],
         };
-        let (bytes, len) = (map.encode(), u64::from(blocks) * BLOCK as u64);
-        assert!(bytes.len() as u64 <= FileMap::max_len(len).unwrap());
-        let frames: Vec<Vec<u8>> = bytes.chunks(MAX_FRAME).map(<[u8]>::to_vec).collect();
-        let (_, cluster, pack, _) = cluster(&frames).await;
-        let place = MapPlace::Frames { pack, first: 0, count: u32::try_from(frames.len()).unwrap() };
-        assert!(MapReader::new(&cluster).read(&place, len).await.unwrap() == map);
+        assert!(map.encode().len() as u64 <= FileMap::max_len(SECTION).unwrap());
+        let (faulty, cluster, pack, _) = cluster(&vec![map.encode(); 20]).await;
+        let mut maps = MapReader::new(&cluster, []);
+        let place = MapPlace::of_sections((0..20).map(|frame| (pack, frame)));
+        for number in 0..20 {
+            assert!(maps.section(&place, 20 * SECTION, number).await.unwrap() == map);
+        }
+        assert!(faulty.calls().len() <= 7, "{:?}", faulty.calls());
     }
 }

@@ -4,6 +4,8 @@
 //! unreferenced, so that a garbage collector that waits longer never deletes what a live writer is about to commit.
 //! Age is measured with the store's clock (the last-modified of session objects), never the client's.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
@@ -13,6 +15,13 @@ use crate::{Error, ErrorKind, Result};
 
 /// Hours after which an unfinished writer must give up. A garbage collector's grace must be longer.
 pub const MAX_HOURS: i64 = 48;
+
+/// Hours since its beginning within which an interrupted writer's packs may be used by another. That one ends [`MAX_HOURS`] later, and
+/// all that while the packs are younger than a garbage collector's grace, which is at least the sum.
+pub const RESUME_HOURS: i64 = 24;
+
+/// Interrupted writers that are looked at, the newest first.
+const MAX_UNFINISHED: usize = 8;
 
 /// What kind of writer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -43,6 +52,38 @@ pub struct SessionRecord {
 #[derive(Debug, Serialize)]
 struct Committing {
     session: Ulid,
+}
+
+/// Sessions that have committed nothing, and began so shortly before `own` that it may use what they left ([`RESUME_HOURS`]); the
+/// newest first. Some of them may still be running, which does no harm.
+///
+/// # Errors
+/// When the store fails.
+pub async fn unfinished(cluster: &Cluster, own: &Session) -> Result<Vec<(Ulid, SessionRecord)>> {
+    let committed: BTreeSet<Ulid> = {
+        let listed = cluster.store().list(&cluster.path(layout::dir::SNAP)).await?;
+        listed.iter().filter_map(|object| layout::id_of(&object.name)).collect()
+    };
+    let mut found = Vec::new();
+    for object in cluster.store().list(&cluster.path(layout::dir::SESSION)).await?.into_iter().rev() {
+        let Some(id) = layout::id_of(&object.name).filter(|id| *id != own.id) else { continue };
+        if own.began.duration_since(object.last_modified).as_hours() >= RESUME_HOURS {
+            continue;
+        }
+        // Not every object here is a session: some are written to learn the store's time.
+        let record: SessionRecord = match cluster.get_json(Kind::Session, &layout::session(id)).await {
+            Ok(record) => record,
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Unsupported) => continue,
+            Err(error) => return Err(error),
+        };
+        if !committed.contains(&record.commits) {
+            found.push((id, record));
+        }
+        if found.len() == MAX_UNFINISHED {
+            break;
+        }
+    }
+    Ok(found)
 }
 
 /// An open session.

@@ -114,6 +114,8 @@ pub struct Manifest {
     pub source_bytes: u64,
     /// Bytes that had to be stored because they changed, before compression.
     pub changed_bytes: u64,
+    /// Blocks that a restore decodes for each that it writes: 1 for a full backup.
+    pub restore_amplification: f64,
     /// Bytes this backup added to the vault, WAL aside.
     pub stored_bytes: u64,
     /// Objects this backup added to the vault, WAL aside, with this manifest.

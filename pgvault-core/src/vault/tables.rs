@@ -10,7 +10,7 @@ use super::{Cluster, StoredObject, layout, lost};
 use crate::crypto::sealed::{FrameEncoder, SealedWriter};
 use crate::format::file_table::{self, FileEntry};
 use crate::format::object::Kind;
-use crate::format::pack_table::{self, PackRef};
+use crate::format::pack_table::{self, PackKind, PackRef};
 use crate::format::table_index::{TableIndex, TablePack};
 use crate::format::{FormatError, MAX_FRAME};
 use crate::{Error, ErrorKind, Result};
@@ -88,8 +88,8 @@ async fn spill(cluster: &Cluster, chunks: Vec<Vec<u8>>, target: usize) -> Result
         }
         let object = writer.finish(Vec::new());
         cluster.put_once(&object).await?;
-        let (size, footer_len, sha256) = (object.bytes.len() as u64, object.footer_len, object.sha256);
-        packs.push(TablePack { pack: PackRef { id: id.to_bytes(), size, footer_len, sha256 }, digests });
+        let pack = PackRef { live: object.frames, ..object.as_pack(id.to_bytes(), PackKind::Meta) };
+        packs.push(TablePack { pack, digests });
     }
     Ok(packs)
 }

@@ -5,10 +5,10 @@ use std::os::unix::ffi::OsStringExt;
 use pgvault_core::crypto::keys::{ClusterKeys, EpochDocument, Identity, MasterKey};
 use pgvault_core::crypto::sealed::{FrameEncoder, SealedWriter};
 use pgvault_core::crypto::slot::{Method, SlotDocument, Wrap};
-use pgvault_core::format::file_table::{FileEntry, MapPlace, Node, TableWriter};
+use pgvault_core::format::file_table::{FileEntry, MapPlace, MapRun, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, FrameEntry, Kind};
-use pgvault_core::format::pack_table::{self, PackRef};
+use pgvault_core::format::pack_table::{self, PackKind, PackRef};
 use pgvault_core::format::table_index::{TableIndex, TablePack};
 use pgvault_core::format::{BLOCK, document};
 use pgvault_core::postgres::{TablespaceMap, TablespaceMapEntry};
@@ -93,7 +93,15 @@ fn tables(seeds: &mut Vec<Seed>) {
         let map = FileMap { packs: (0..packs).map(|p| [p; 16]).collect(), extents, digests: vec![[0xA5; 8]; count as usize] };
         seeds.push(("file_map", name.into(), prefixed(len, &map.encode())));
     }
-    let pack = |id: u8| PackRef { id: [id; 16], size: 33_000_000, footer_len: 70_000, sha256: [id; 32] };
+    let pack = |id: u8| PackRef {
+        id: [id; 16],
+        kind: if id.is_multiple_of(2) { PackKind::Data } else { PackKind::Meta },
+        size: 33_000_000,
+        footer_len: 70_000,
+        frames: 3000,
+        live: 2900,
+        sha256: [id; 32],
+    };
     for count in [0, 1, 5] {
         let packs: Vec<_> = (0..count).map(pack).collect();
         seeds.push(("manifest", format!("packs_{count}"), [&[0][..], &pack_table::encode_chunk(&packs)].concat()));
@@ -107,7 +115,16 @@ fn tables(seeds: &mut Vec<Seed>) {
     for (path, node) in [
         ("PG_VERSION", Node::File { len: 3, map: MapPlace::Inline(vec![0, 1, 2]) }),
         ("base", Node::Directory),
-        ("base/5/16384", Node::File { len: 1 << 30, map: MapPlace::Frames { pack: [7; 16], first: 3, count: 2 } }),
+        (
+            "base/5/16384",
+            Node::File {
+                len: 1 << 30,
+                map: MapPlace::Sections(vec![
+                    MapRun { pack: [7; 16], first: 3, count: 30 },
+                    MapRun { pack: [8; 16], first: 0, count: 2 },
+                ]),
+            },
+        ),
         ("pg_tblspc/16400", Node::Tablespace { location: "/srv/ts 1".into() }),
         ("pg_tblspc/16400/PG_15/a\\b=[#\" é", Node::Directory),
     ] {

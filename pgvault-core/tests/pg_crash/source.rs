@@ -198,6 +198,7 @@ impl Source {
             strict: true,
             spread_checkpoint: false,
             archive_patience: Some(Duration::ZERO),
+            full: false,
             progress: Arc::new(Silent),
         }
     }

@@ -7,8 +7,8 @@ use std::panic::AssertUnwindSafe;
 use futures::{FutureExt, StreamExt, stream};
 use pgvault_core::ErrorKind;
 use pgvault_core::backup::backup;
-use pgvault_core::format::file_table::{MapPlace, Node};
-use pgvault_core::format::map::{Extent, FileMap};
+use pgvault_core::format::file_table::Node;
+use pgvault_core::format::map::{self, Extent, FileMap};
 use pgvault_core::format::object::Kind;
 use pgvault_core::inspect::Severity;
 use pgvault_core::testing::{Objects, objects_of};
@@ -81,11 +81,12 @@ impl Victim {
         let mut table = snapshot.files();
         while let Some(entries) = table.next_chunk().await.unwrap() {
             for entry in entries.into_iter().filter(|entry| entry.path.starts_with("pg_tblspc/")) {
-                let Node::File { len, map: MapPlace::Frames { pack, first, .. } } = entry.node else { continue };
+                let Node::File { len, map } = entry.node else { continue };
+                let Some((pack, first)) = map.locate(0) else { continue };
                 let meta = layout::pack(Ulid::from_bytes(pack));
                 let object = cluster.open(Kind::Meta, &meta, None).await.unwrap();
                 let meta_at = object.reader().frames()[first as usize].offset;
-                let map = FileMap::parse(&object.frame(first).await.unwrap(), len).unwrap();
+                let map = FileMap::parse(&object.frame(first).await.unwrap(), map::section_len(len, 0)).unwrap();
                 let Some(Extent::Stored { pack, frame, .. }) = map.extents.last().copied() else { continue };
                 let data = layout::pack(Ulid::from_bytes(map.packs[pack as usize]));
                 let object = cluster.open(Kind::Data, &data, None).await.unwrap();

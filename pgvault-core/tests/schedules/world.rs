@@ -87,6 +87,7 @@ impl World {
             strict: true,
             spread_checkpoint: false,
             archive_patience: Some(Duration::ZERO),
+            full: false,
             progress: Arc::new(Silent),
         }
     }
