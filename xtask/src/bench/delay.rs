@@ -41,6 +41,9 @@ fn read(mut from: TcpStream, to: &mpsc::SyncSender<(Instant, Vec<u8>)>, latency:
             Ok(0) | Err(_) => return,
             Ok(read) => chunk.truncate(read),
         }
+        // A server that does not switch Nagle's algorithm off waits 40 ms for this before it sends a body behind its header. The kernel
+        // forgets it, so it is said again and again.
+        let _ = rustix::net::sockopt::set_tcp_quickack(&from, true);
         if to.send((Instant::now() + latency, chunk)).is_err() {
             return;
         }
