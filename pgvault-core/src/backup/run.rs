@@ -116,7 +116,7 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
     table.sort();
     let tables = Tables::store(cluster, &output.packs, table.into_chunks(), Limits::default()).await?;
     let table_packs = tables.packs().count() as u64;
-    let manifest = Manifest {
+    let mut manifest = Manifest {
         id,
         kind: if output.parent.is_some() { BackupKind::Incremental } else { BackupKind::Full },
         parent: output.parent,
@@ -147,6 +147,8 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
         objects_put: output.new_packs + table_packs + 1,
         version: env!("CARGO_PKG_VERSION").into(),
     };
+    // The manifest counts itself. With its own size in it, it is some bytes longer or shorter than it says.
+    manifest.stored_bytes += Snapshot { manifest: &manifest, tables: &tables }.seal(cluster)?.bytes.len() as u64;
     let object = Snapshot { manifest: &manifest, tables: &tables }.seal(cluster)?;
     let needed = output.packs.iter().chain(tables.packs());
     keep::ensure(cluster, &manifest, needed.map(|pack| Ulid::from_bytes(pack.id))).await?;
