@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use pgvault_core::postgres::SystemId;
+use pgvault_core::postgres::{Lsn, SystemId};
 
 use crate::exit;
 
@@ -188,6 +188,9 @@ pub(crate) struct PushArgs {
 pub(crate) struct FetchArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+    /// Recovery ends here at the latest: a gap behind it is the end of the archive, and no error
+    #[arg(long, value_name = "LSN")]
+    pub(crate) until: Option<Lsn>,
     /// Name of the file that PostgreSQL wants
     pub(crate) name: String,
     /// Where PostgreSQL wants it

@@ -118,7 +118,7 @@ async fn wal_fetch(vault: &str, system_id: &str, file: &str, destination: &Path)
     let vault = Vault::open(Store::open(&url(vault)?, Settings::default())?, Env::default()).await?;
     let name = vault.find_cluster("main", Some(system_id)).await?;
     let cluster = vault.unlock(&name, &Unlock::Passphrase(passphrase()?)).await?;
-    fetch(&cluster, file.parse().map_err(usage)?, destination).await
+    fetch(&cluster, file.parse().map_err(usage)?, destination, None).await
 }
 
 fn absolute(path: &str) -> Result<PathBuf> {

@@ -69,7 +69,7 @@ pub(crate) async fn fetch(cli: &Cli, printer: &Printer, args: &FetchArgs) -> Res
     let attempt = async || {
         let context = Context::load(cli)?;
         let cluster = context.open(&args.cluster, None).await?;
-        let fetched = fetch::fetch(&cluster, file, &args.destination).await?;
+        let fetched = fetch::fetch(&cluster, file, &args.destination, args.until).await?;
         if fetched == Fetched::Written && matches!(file, WalFileName::Segment(_)) {
             prefetch::start(&context, args);
         }

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use super::plan::{Plan, Stop};
+use crate::postgres::Lsn;
 
 /// What the server does when it reaches the target.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -40,7 +41,9 @@ pub struct RestoreCommand {
 
 impl RestoreCommand {
     /// The value of `restore_command`: shell words, quoted, with `%` doubled where it is not a placeholder.
-    pub fn setting(&self) -> String {
+    ///
+    /// `until` is where recovery is going to end at the latest, unless it goes on to the end of WAL.
+    pub fn setting(&self, until: Option<Lsn>) -> String {
         let word = |text: &str| format!("'{}'", text.replace('\'', r"'\''").replace('%', "%%"));
         let mut command = word(&self.program.to_string_lossy());
         for argument in &self.global_arguments {
@@ -49,6 +52,9 @@ impl RestoreCommand {
         command.push_str(" wal fetch");
         for argument in &self.arguments {
             let _ = write!(command, " {}", word(argument));
+        }
+        if let Some(until) = until {
+            let _ = write!(command, " --until {until}");
         }
         command.push_str(r#" "%f" "%p""#);
         command
@@ -100,7 +106,9 @@ pub(super) fn auto_conf(
     let mut set = |name: &str, value: &str| {
         let _ = writeln!(settings, "{name} = '{}'", value.replace('\\', r"\\").replace('\'', "''"));
     };
-    set("restore_command", &command.setting());
+    // Without a target PostgreSQL takes "no more WAL" for the end, and opens there.
+    let until = (plan.stop != Stop::End).then_some(plan.wal_end);
+    set("restore_command", &command.setting(until));
     set("recovery_target_timeline", &plan.timeline.to_string());
     let (target, value) = match &plan.stop {
         Stop::End => ("", String::new()),
@@ -139,7 +147,7 @@ mod tests {
             arguments: vec!["--cluster".into(), "main".into()],
         };
         assert_eq!(
-            command.setting(),
+            command.setting(None),
             r#"'/opt/it'\''s 100%%/pgvault' '--config' '/etc/a b.toml' wal fetch '--cluster' 'main' "%f" "%p""#
         );
     }

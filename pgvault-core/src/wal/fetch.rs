@@ -25,6 +25,9 @@ const PARTS_AT_ONCE: usize = 16;
 /// KiB of parts that may be in memory before they are put together.
 const PARTS_KIB: u32 = 64 << 10;
 
+/// The code of a segment that is missing while later ones are there.
+const GAP: &str = "wal.gap";
+
 /// What a fetch found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fetched {
@@ -36,14 +39,29 @@ pub enum Fetched {
 
 /// Writes the file that PostgreSQL asked for to `destination`, whole or not at all.
 ///
+/// Recovery needs nothing behind `until`, when that is known, but PostgreSQL 15 and later read ahead of what they replay
+/// (`recovery_prefetch`): a gap behind `until` must not stop a server that would never come to it.
+///
 /// # Errors
 /// In every case but proven absence; see the [module documentation](self).
-pub async fn fetch(cluster: &Cluster, file: WalFileName, destination: &Path) -> Result<Fetched> {
-    let Some(bytes) = contents(cluster, file).await? else { return Ok(Fetched::EndOfArchive) };
+pub async fn fetch(cluster: &Cluster, file: WalFileName, destination: &Path, until: Option<Lsn>) -> Result<Fetched> {
+    let bytes = match contents(cluster, file).await {
+        Err(error) if error.code() == GAP && is_behind(cluster, file, until).await? => return Ok(Fetched::EndOfArchive),
+        contents => contents?,
+    };
+    let Some(bytes) = bytes else { return Ok(Fetched::EndOfArchive) };
     let to = destination.to_path_buf();
     let placed = tokio::task::spawn_blocking(move || place(&to, &bytes).map_err(|e| Error::io("write", &to, e)));
     placed.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))??;
     Ok(Fetched::Written)
+}
+
+/// True for a segment that begins at `until` or behind it.
+async fn is_behind(cluster: &Cluster, file: WalFileName, until: Option<Lsn>) -> Result<bool> {
+    let (WalFileName::Segment(segment), Some(until)) = (file, until) else { return Ok(false) };
+    let size = segment_size(cluster).await?;
+    let start = size.map(|size| object::segment_start(segment, size)).transpose()?;
+    Ok(start.is_some_and(|start| start >= until))
 }
 
 /// Writes a file whole or not at all, also when somebody else writes the same one.
@@ -124,7 +142,7 @@ async fn missing_segment(cluster: &Cluster, segment: SegmentName) -> Result<Opti
     match later {
         None => Ok(None),
         Some(later) => {
-            Err(Error::new(ErrorKind::Corrupt, "wal.gap", format!("{segment} is not in the vault, but {later} is: there is a gap"))
+            Err(Error::new(ErrorKind::Corrupt, GAP, format!("{segment} is not in the vault, but {later} is: there is a gap"))
                 .with_hint("recovery cannot cross the gap; restore to a point before it, or from a backup taken after it"))
         }
     }
