@@ -4,6 +4,7 @@
 //! what counts is the ratio of two tools within a round. The budgets are those of the design (docs/benchmarks.md).
 
 mod cluster;
+mod days;
 mod delay;
 mod measure;
 mod replay;
@@ -53,6 +54,8 @@ pub(crate) struct Bench {
 /// What else is measured.
 #[derive(Subcommand)]
 enum Other {
+    /// Compare a month of incrementals with pgBackRest's block incrementals
+    Days(days::Days),
     /// Compare recovery fed by `wal fetch` with recovery fed by `cp`
     Replay(replay::Replay),
     /// Compare backup and restore in an S3 server behind a network with latency with those in a directory
@@ -64,6 +67,7 @@ enum Other {
 impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
         match &self.other {
+            Some(Other::Days(days)) => return days.run(),
             Some(Other::Replay(replay)) => return replay.run(),
             Some(Other::Stores(stores)) => return stores.run(),
             Some(Other::Wal(bench)) => return bench.run(),
@@ -86,7 +90,7 @@ impl Bench {
         }
         if !self.no_peers {
             tools.push(tools::pgvault_remote(&cluster, &built)?);
-            tools.push(tools::pgbackrest(&cluster)?);
+            tools.push(tools::pgbackrest(&cluster, None)?);
             tools.push(tools::pg_basebackup(&cluster));
         }
         let report = measure(&cluster, &tools, rounds);

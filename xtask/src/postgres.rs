@@ -94,6 +94,22 @@ fn provision_from_debian(version: u32) -> Result<()> {
     Ok(())
 }
 
+/// The newest pgBackRest that Debian has: the block incremental is younger than the one of Debian 12.
+pub(crate) fn newest_pgbackrest() -> Result<PathBuf> {
+    const PATH: &str = "usr/bin/pgbackrest";
+    let destination = home().join("pgbackrest");
+    if !destination.join(COMPLETE).is_file() {
+        let why = "pgvault is measured against the newest pgBackRest, from Debian sid";
+        ensure_programs(&[("patchelf", "patchelf")], why)?;
+        let root = Root::unpacked("sid", why)?;
+        root.install(&["pgbackrest"], None)?;
+        fresh(&destination)?;
+        let _ = relocate::one(root.path(), PATH, &destination)?;
+        fs::write(destination.join(COMPLETE), "")?;
+    }
+    Ok(destination.join(PATH))
+}
+
 fn provision_16() -> Result<()> {
     if !cfg!(target_arch = "x86_64") {
         bail!("PostgreSQL 16 is available for x86-64 only; set PGVAULT_PG_BIN_16 to a folder with its programs");

@@ -146,11 +146,11 @@ impl<'a> Matrix<'a> {
                 Done::Segment
             }
             Op::Fetch | Op::FetchInGap => {
-                Done::Fetched(fetch(cluster, wal_file(self.segment()), &place.join("RECOVERYXLOG")).await?)
+                Done::Fetched(fetch(cluster, wal_file(self.segment()), &place.join("RECOVERYXLOG"), None).await?)
             }
             Op::FetchBehindEnd => {
                 let file: WalFileName = "0000000100000000000000F0".parse().unwrap();
-                Done::Fetched(fetch(cluster, file, &place.join("RECOVERYXLOG")).await?)
+                Done::Fetched(fetch(cluster, file, &place.join("RECOVERYXLOG"), None).await?)
             }
             Op::Check => {
                 let options =

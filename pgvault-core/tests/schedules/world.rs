@@ -204,7 +204,7 @@ impl Case<'_> {
     async fn fetch(&mut self) {
         let (number, place) = (self.dice.below(ROW.len()), folder());
         let to = place.path().join("RECOVERYXLOG");
-        let said = async { fetch(&self.open().await?, ROW[number].parse().unwrap(), &to).await }.await;
+        let said = async { fetch(&self.open().await?, ROW[number].parse().unwrap(), &to, None).await }.await;
         match self.judge("fetch", said) {
             Some(Fetched::Written) => {
                 assert!(fs::read(&to).unwrap() == self.world.server.data.segments[number], "another segment ({})", self.why);

@@ -20,7 +20,7 @@ type MakeRestore = Box<dyn Fn(&Cluster, &Path) -> Result<Command>>;
 pub(super) struct Tool {
     pub(super) name: String,
     /// Where its backups go.
-    store: PathBuf,
+    pub(super) store: PathBuf,
     /// What has to be done once before a backup can be taken into an empty store; not measured.
     init: Option<Make>,
     backup: Make,
@@ -65,6 +65,25 @@ impl Tool {
     pub(super) fn clear(&self) -> Result<()> {
         fs::remove_dir_all(&self.store).with_context(|| format!("remove {}", self.store.display()))
     }
+}
+
+/// The same without WAL.
+pub(super) fn size_without_wal(folder: &Path) -> Result<Size> {
+    let all = size_of(folder)?;
+    let wal = walk_wal(folder)?;
+    Ok(Size { bytes: all.bytes - wal, ..all })
+}
+
+/// Bytes in folders called `wal`.
+fn walk_wal(folder: &Path) -> Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(folder)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            bytes += if entry.file_name() == "wal" { size_of(&entry.path())?.bytes } else { walk_wal(&entry.path())? };
+        }
+    }
+    Ok(bytes)
 }
 
 /// Bytes of all files in a folder, and their number without WAL.
@@ -182,23 +201,29 @@ impl Pgvault {
 
 /// pgBackRest: zstd level 1, its cipher, bundles, a process per core. It archives no WAL here and does not wait for any,
 /// which is in its favour: pgvault stores the WAL that its backup needs.
-pub(super) fn pgbackrest(cluster: &Cluster) -> Result<Tool> {
+///
+/// `incremental` is a build that knows block incrementals: its first backup is a full one, the others build on it.
+pub(super) fn pgbackrest(cluster: &Cluster, incremental: Option<PathBuf>) -> Result<Tool> {
     let store = cluster.root().join("pgbackrest.repo");
     let state = cluster.folder("pgbackrest.state")?;
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let text = format!(
         "[global]\nrepo1-path={}\nrepo1-cipher-type=aes-256-cbc\nrepo1-cipher-pass=the-benchmarks-passphrase\nrepo1-bundle=y\n\
-         repo1-retention-full=1\ncompress-type=zst\ncompress-level=1\nprocess-max={cores}\nstart-fast=y\narchive-check=n\n\
+         repo1-retention-full={}\n{}compress-type=zst\ncompress-level=1\nprocess-max={cores}\nstart-fast=y\narchive-check=n\n\
          lock-path={state}\nlog-path={state}\nspool-path={state}\nlog-level-file=off\nlog-level-console=warn\n\n\
          [main]\npg1-path={}\npg1-socket-path={}\npg1-user=postgres\n",
         store.display(),
+        if incremental.is_some() { 9 } else { 1 },
+        if incremental.is_some() { "repo1-block=y\n" } else { "" },
         cluster.pgdata().display(),
         cluster.root().display(),
         state = state.display()
     );
     let config = written(cluster, "pgbackrest.conf", &text)?;
+    let kind = if incremental.is_some() { "--type=incr" } else { "--type=full" };
+    let binary = incremental.unwrap_or_else(|| "pgbackrest".into());
     let command = move |cluster: &Cluster| {
-        let mut command = cluster.account.command("pgbackrest");
+        let mut command = cluster.account.command(&binary);
         command.arg(format!("--config={}", config.display())).arg("--stanza=main");
         command
     };
@@ -213,7 +238,7 @@ pub(super) fn pgbackrest(cluster: &Cluster) -> Result<Tool> {
         })),
         backup: Box::new(move |cluster| {
             let mut command = backup(cluster);
-            command.args(["--type=full", "backup"]);
+            command.args([kind, "backup"]);
             Ok(command)
         }),
         restore: Some(Box::new(move |cluster, target| {

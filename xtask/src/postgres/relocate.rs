@@ -1,4 +1,4 @@
-//! Copies PostgreSQL out of an unpacked Debian so that it runs where it lands.
+//! Copies PostgreSQL, or another program, out of an unpacked Debian so that it runs where it lands.
 //!
 //! Each program gets the copied loader as its interpreter and the copied libraries as its only search path: none of it
 //! meets the C library of this machine. PostgreSQL finds its `share` and `lib` folders relative to the program.
@@ -34,10 +34,24 @@ pub(super) fn postgres(root: &Path, version: u32, destination: &Path) -> Result<
 
     let mut binaries = Vec::new();
     collect_elf(&destination.join(&programs), &mut binaries)?;
+    settle(root, destination, &binaries)
+}
+
+/// Copies one program, by its path in `root`, into `destination`.
+pub(super) fn one(root: &Path, path: &str, destination: &Path) -> Result<PathBuf> {
+    let target = destination.join(path);
+    fs::create_dir_all(target.parent().context("no parent folder")?)?;
+    let _ = fs::copy(root.join(path), &target).with_context(|| format!("copy {path}"))?;
+    settle(root, destination, std::slice::from_ref(&target))?;
+    Ok(target)
+}
+
+/// Gives copied programs the loader and the libraries of `root`.
+fn settle(root: &Path, destination: &Path, binaries: &[PathBuf]) -> Result<()> {
     let own_libraries = destination.join("so");
     fs::create_dir_all(&own_libraries)?;
     let mut loader = None;
-    for needed in needed_libraries(root, destination, &binaries)? {
+    for needed in needed_libraries(root, destination, binaries)? {
         let name = needed.file_name().context("a library without a name")?.to_owned();
         let target = own_libraries.join(&name);
         fs::copy(root.join(needed.strip_prefix("/").unwrap_or(&needed)), &target)
@@ -47,7 +61,7 @@ pub(super) fn postgres(root: &Path, version: u32, destination: &Path) -> Result<
         }
     }
     let loader = loader.context("ldd named no loader")?;
-    for binary in &binaries {
+    for binary in binaries {
         if run_quietly(program("patchelf", ["--print-interpreter"]).arg(binary)).is_ok() {
             run_quietly(program("patchelf", ["--set-interpreter"]).arg(&loader).arg(binary))?;
         }
