@@ -379,13 +379,16 @@ impl Reader {
     /// Opens the pack that a pack entry names.
     fn pack(&self, kind: u8, entry: &mut Bytes<'_>) -> ([u8; 16], Opened) {
         let id: [u8; 16] = entry.take(16).try_into().unwrap();
+        assert_eq!(entry.take(1), [kind]);
         let text = (0..26).rev().map(|at| {
             let digit = u128::from_be_bytes(id) >> (at * 5) & 31;
             char::from(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ"[usize::try_from(digit).unwrap()])
         });
         let text: String = text.collect();
         let opened = self.open(kind, &format!("pack/{:02x}/{text}.pack", Sha256::digest(&text)[0]));
-        assert_eq!((entry.varint(), entry.varint()), (opened.size, opened.footer_len));
+        assert_eq!((entry.varint(), entry.varint(), entry.varint()), (opened.size, opened.footer_len, opened.frames.len()));
+        // How much of it is used: both blocks, or every frame.
+        assert_eq!(entry.varint(), if kind == 1 { 2 } else { opened.frames.len() });
         assert_eq!(entry.take(32), opened.hash);
         assert!(opened.extra.is_empty());
         (id, opened)
