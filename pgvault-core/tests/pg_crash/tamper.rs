@@ -12,7 +12,7 @@ use std::panic::AssertUnwindSafe;
 use bytes::Bytes;
 use futures::{FutureExt, StreamExt, stream};
 use pgvault_core::ErrorKind;
-use pgvault_core::backup::backup;
+use pgvault_core::backup::{BackupOptions, backup};
 use pgvault_core::env::Env;
 use pgvault_core::format::document;
 use pgvault_core::format::object::{Codec, HEADER_LEN, Kind, TAIL_LEN};
@@ -45,7 +45,9 @@ impl Victim {
         for segment in &source.segments {
             let _ = push(&cluster, segment).await.unwrap();
         }
-        let second = backup(&cluster, &source.backup_options(false)).await.unwrap().id;
+        // With packs of its own.
+        let all = BackupOptions { full: true, ..source.backup_options(false) };
+        let second = backup(&cluster, &all).await.unwrap().id;
         let _ = keyring::start_epoch(&cluster).await.unwrap();
         let _ = push(&cluster, &source.more_wal()).await.unwrap();
         source.archive_the_rest(&cluster).await;
