@@ -176,3 +176,47 @@ impl Shelf {
 fn kind_of(pack: &PackRef) -> Kind {
     if pack.kind == PackKind::Data { Kind::Data } else { Kind::Meta }
 }
+
+#[cfg(test)]
+mod tests {
+    use jiff::SignedDuration;
+
+    use super::*;
+    use crate::crypto::slot::{Unlock, Wrap};
+    use crate::env::Env;
+    use crate::postgres::SystemId;
+    use crate::store::Store;
+    use crate::vault::Vault;
+    use crate::vault::layout::ClusterName;
+
+    /// H9: a collector's plan of days ago may name what an interrupted copy left before it.
+    #[tokio::test]
+    async fn h9_old_leftovers_are_not_relied_on_while_a_collection_has_a_plan() {
+        let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
+        let name = ClusterName::new("main", SystemId(7)).unwrap();
+        assert!(vault.create_cluster(&name, &[Wrap::Passphrase("test".into())]).await.unwrap());
+        let target = vault.unlock(&name, &Unlock::Passphrase("test".into())).await.unwrap();
+        let mut shelf = Shelf::open(&target, Ulid(9)).await.unwrap();
+        assert!(!shelf.collecting, "there is no plan");
+        let pack = PackRef { id: [1; 16], kind: PackKind::Data, size: 500, footer_len: 40, frames: 1, live: 1, sha256: [0; 32] };
+        for (hours, collecting, size, code) in [
+            (23, true, 500, None),
+            (25, true, 500, Some("copy.collecting")),
+            (25, false, 500, None),
+            (1, false, 501, Some("copy.different")),
+        ] {
+            let last_modified = shelf.session.began.checked_sub(SignedDuration::from_hours(hours)).unwrap();
+            let info = ObjectInfo { name: "x".into(), size, last_modified };
+            let _ = shelf.listed.insert(pack.id, info);
+            shelf.collecting = collecting;
+            let said = shelf.ensure_stays(&target, &pack).map_err(|e| e.code());
+            assert_eq!(said.err(), code, "{hours} hours, {collecting}, {size} bytes");
+        }
+        // What makes it so: a plan that is there when the session begins.
+        target.store().put_once(&target.path("gc/01M7YQ0CJRQERHS1KZH3PBAPVP.plan"), vec![0; 9].into()).await.unwrap();
+        assert!(Shelf::open(&target, Ulid(9)).await.unwrap().collecting);
+        assert!(!shelf.is_old(target.env().now()));
+        shelf.opened = shelf.opened.checked_sub(SignedDuration::from_hours(FRESH_HOURS)).unwrap();
+        assert!(shelf.is_old(target.env().now()), "a long copy lists anew");
+    }
+}
