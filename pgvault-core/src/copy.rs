@@ -6,7 +6,7 @@
 //! ```
 //!
 //! Packs keep their ids, and frames their numbers, so every file map means in the target what it meant in the source and is copied
-//! as it is. The order is that of a backup: session, packs, tables, WAL through the stop position, and the manifest last. A
+//! as it is. The order is that of a backup: session, packs, WAL through the stop position, tables, and the manifest last. A
 //! copy that dies anywhere leaves orphans, never a broken backup; the next one uses them.
 //!
 //! What a map says of blocks for the comparison with the next backup is keyed with the *source's* digest key. A backup that is made

@@ -169,9 +169,9 @@ impl Run<'_> {
         self.copied.bytes += shipped.bytes;
         self.options.progress.advance(shipped.bytes);
         let packs = packs?;
-        let tables = Tables::store(&target, &packs, snapshot.file_chunks().await?, Limits::default()).await?;
         let wal = self.archive.ship_for(manifest, self.options.workers).await?;
         self.count_wal(wal.objects, wal.bytes);
+        let tables = Tables::store(&target, &packs, snapshot.file_chunks().await?, Limits::default()).await?;
 
         let object = snapshot::seal(&target, manifest.id, &json, &tables)?;
         let needed = packs.iter().chain(tables.packs());

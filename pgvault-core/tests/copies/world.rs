@@ -120,7 +120,7 @@ impl World {
         world.add_wal(ROW[1]).await;
         // Noise, text and zeroes: stored as they are, and compressed.
         let mut content: Vec<u8> =
-            (0..BLOCKS * BLOCK).map(|n| if n < REGION { (n * n >> 7).to_le_bytes()[0] } else { b'a' }).collect();
+            (0..BLOCKS * BLOCK).map(|n| if n < REGION { ((n * n) >> 7).to_le_bytes()[0] } else { b'a' }).collect();
         content[REGION * 2..].fill(0x77);
         world.back_up(content.clone(), Limits::default(), 0x80_0028, 0x90_0100).await;
         content[REGION + 5] = b'!';
