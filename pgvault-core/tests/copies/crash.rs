@@ -84,5 +84,7 @@ async fn t5_packs_of_an_interrupted_copy_are_used() {
     assert!(left >= 2, "the packs of the first backup: {left}");
     let again = copy(&world.from, &over, &one).await.unwrap();
     assert_eq!(again.packs, 2, "only those of the second backup: {again:?}");
+    let sent = faulty.calls().into_iter().filter(|call| call.starts_with("put "));
+    assert_eq!(packs(sent.collect()), 2, "nothing is sent again");
     world.assert_whole(&over, "gone on with").await;
 }
