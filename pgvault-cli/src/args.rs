@@ -58,10 +58,12 @@ pub(crate) enum Command {
     Wal(WalCommand),
     /// Restore a cluster to a point in time
     Restore(RestoreArgs),
+    /// Ship backups and WAL to another vault, with keys of its own: only what is new, and without touching PostgreSQL
+    Copy(CopyArgs),
     /// Show backups, the recoverable window and gaps
-    List(ClusterArgs),
+    List(ReadArgs),
     /// Show at a glance whether the cluster could be restored now
-    Status(ClusterArgs),
+    Status(ReadArgs),
     /// Verify everything that is stored, with the key
     Check(CheckArgs),
     /// Verify every object's hash, without a key
@@ -91,10 +93,44 @@ pub(crate) struct ClusterArgs {
     pub(crate) system_id: Option<SystemId>,
 }
 
+/// Which vault is read.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FromArgs {
+    /// Read from this copy, as named in `[copies.NAME]`, instead of the vault
+    #[arg(long, value_name = "COPY")]
+    pub(crate) from: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReadArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    #[command(flatten)]
+    pub(crate) place: FromArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct CopyArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// The copy, as named in `[copies.NAME]`; `pgvault init --copy NAME` creates it
+    #[arg(long, value_name = "COPY")]
+    pub(crate) to: String,
+
+    /// Objects that are on their way at once; each takes up to 128 MiB of memory
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=64))]
+    pub(crate) workers: u8,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct InitArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+
+    /// Create the cluster in this copy of the vault, as named in `[copies.NAME]`; PostgreSQL is not asked
+    #[arg(long, value_name = "COPY")]
+    pub(crate) copy: Option<String>,
 
     /// Use a store that overwrites: only one pgvault may write to the vault at any time, or both lose data unnoticed
     #[arg(long)]
@@ -188,6 +224,8 @@ pub(crate) struct PushArgs {
 pub(crate) struct FetchArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+    #[command(flatten)]
+    pub(crate) place: FromArgs,
     /// Recovery ends here at the latest: a gap behind it is the end of the archive, and no error
     #[arg(long, value_name = "LSN")]
     pub(crate) until: Option<Lsn>,
@@ -223,6 +261,10 @@ pub(crate) struct WalCheckArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
 
+    /// Read from this copy, as named in `[copies.NAME]`, instead of the vault
+    #[arg(long, value_name = "COPY")]
+    pub(crate) copy: Option<String>,
+
     /// Begin at this position, or where this backup begins
     #[arg(long, value_name = "LSN|BACKUP-ID")]
     pub(crate) from: Option<String>,
@@ -250,6 +292,9 @@ pub(crate) enum Action {
 pub(crate) struct RestoreArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
+
+    #[command(flatten)]
+    pub(crate) place: FromArgs,
 
     /// RFC 3339 time with zone, lsn:X/Y, xid:N, name:NAME, latest, immediate or last-verified
     #[arg(long, value_name = "TARGET")]
@@ -293,6 +338,9 @@ pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
 
+    #[command(flatten)]
+    pub(crate) place: FromArgs,
+
     /// Compare names, sizes and manifests only; do not read data and WAL
     #[arg(long)]
     pub(crate) sizes_only: bool,
@@ -300,6 +348,9 @@ pub(crate) struct CheckArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ScrubArgs {
+    #[command(flatten)]
+    pub(crate) place: FromArgs,
+
     /// Only this cluster, as the vault names it (NAME-SYSTEMID)
     #[arg(long, value_name = "NAME-SYSTEMID")]
     pub(crate) prefix: Option<String>,

@@ -1,6 +1,10 @@
 //! Backups that store what changed: whatever happens to a cluster, each of them restores as if it stood alone.
 
-#![expect(clippy::unwrap_used, reason = "a test")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::case_sensitive_file_extension_comparisons,
+    reason = "a test; names of objects are what they are"
+)]
 
 mod common;
 

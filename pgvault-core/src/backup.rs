@@ -12,7 +12,7 @@
 mod entries;
 mod exclude;
 mod file;
-mod keep;
+pub(crate) mod keep;
 mod leftovers;
 mod local;
 mod packer;

@@ -28,12 +28,15 @@ use crate::{Error, ErrorKind, Result};
 pub struct Config {
     /// Where backups go.
     pub vault: VaultConfig,
+    /// Other vaults that hold copies of it, by name.
+    #[serde(default)]
+    pub copies: BTreeMap<String, VaultConfig>,
     /// The clusters, by name.
     #[serde(default)]
     pub cluster: BTreeMap<String, ClusterConfig>,
 }
 
-/// `[vault]`
+/// `[vault]`, and `[copies.NAME]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct VaultConfig {
@@ -84,6 +87,9 @@ pub struct VaultConfig {
     /// What only Google knows.
     #[serde(default)]
     pub gcs: GcsConfig,
+    /// Copies that a restore and `wal fetch` ask for what the vault does not give, in this order. Not for a copy itself.
+    #[serde(default)]
+    pub fallback: Vec<String>,
 }
 
 /// `[cluster.NAME]`
@@ -180,6 +186,35 @@ pub struct RetentionConfig {
 }
 
 impl Config {
+    /// The copy called `name`.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when there is none.
+    pub fn copy(&self, name: &str) -> Result<&VaultConfig> {
+        self.copies.get(name).ok_or_else(|| {
+            let known = self.copies.keys().cloned().collect::<Vec<_>>().join(", ");
+            Error::new(ErrorKind::Usage, "config.copy", format!("the configuration has no copy `{name}`"))
+                .with_hint(if known.is_empty() { "add a section such as [copies.east]".into() } else { format!("it has: {known}") })
+        })
+    }
+
+    /// Makes sure that names of copies lead somewhere.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Usage`] when one does not.
+    fn ensure_copies(&self) -> Result<()> {
+        for name in &self.vault.fallback {
+            let _ = self.copy(name).map_err(|e| e.context("vault.fallback"))?;
+        }
+        match self.copies.iter().find(|(_, copy)| !copy.fallback.is_empty()) {
+            None => Ok(()),
+            Some((name, _)) => {
+                let why = format!("copies.{name}.fallback: only [vault] has one");
+                Err(Error::new(ErrorKind::Usage, "config.copy", why))
+            }
+        }
+    }
+
     /// The cluster called `name`, or the only one.
     ///
     /// # Errors

@@ -118,6 +118,7 @@
 pub mod backup;
 pub mod clock;
 pub mod config;
+pub mod copy;
 pub mod crypto;
 pub mod env;
 pub mod error;

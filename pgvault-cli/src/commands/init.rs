@@ -1,5 +1,6 @@
 //! `pgvault init`: the vault, and the cluster's keys in it. Safe to run again.
 
+use pgvault_core::config::VaultConfig;
 use pgvault_core::crypto::slot::{Method, Wrap};
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{Connection, Mode, SystemId};
@@ -21,18 +22,20 @@ const SINGLE_WRITER: &str = "use a store whose conditional PUT (If-None-Match: *
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &InitArgs) -> Result<Status> {
     let context = Context::load(cli)?;
     let (name, config) = context.cluster(&args.cluster)?;
-    let system_id = match args.cluster.system_id {
-        Some(id) => id,
-        None => find_system_id(config).await?,
+    let place = args.copy.as_deref();
+    let cluster = match (place, args.cluster.system_id) {
+        // The vault knows which cluster it is.
+        (Some(_), system_id) => context.vault().await?.find_cluster(name, system_id).await?,
+        (None, Some(id)) => ClusterName::new(name, id)?,
+        (None, None) => ClusterName::new(name, find_system_id(config).await?)?,
     };
-    let cluster = ClusterName::new(name, system_id)?;
     // Keys are read before anything is created.
-    let wraps = wraps(&context)?;
-    let unlock = context.config.vault.unlock()?;
+    let wraps = wraps(context.vault_config(place)?)?;
+    let unlock = context.vault_config(place)?.unlock()?;
     let (vault, vault_created) = if args.single_writer {
-        Vault::create_for_single_writer(context.store()?, Env::default()).await?
+        Vault::create_for_single_writer(context.store_at(place)?, Env::default()).await?
     } else {
-        Vault::create(context.store()?, Env::default()).await.map_err(|error| match error.code() {
+        Vault::create(context.store_at(place)?, Env::default()).await.map_err(|error| match error.code() {
             "store.overwrites" => error.with_hint(SINGLE_WRITER),
             _ => error,
         })?
@@ -79,8 +82,7 @@ async fn find_system_id(config: &pgvault_core::config::ClusterConfig) -> Result<
     }
 }
 
-fn wraps(context: &Context) -> Result<Vec<Wrap>> {
-    let vault = &context.config.vault;
+fn wraps(vault: &VaultConfig) -> Result<Vec<Wrap>> {
     // The key that `unlock` uses comes first.
     let own = match vault.identity_source() {
         Some(source) => pgvault_core::crypto::slot::recipients_of(&source.read()?)?,

@@ -11,7 +11,7 @@ use pgvault_core::wal::fetch;
 use pgvault_core::wal::gap::{self, TimedGap};
 use serde_json::{Value, json};
 
-use crate::args::{Cli, ClusterArgs};
+use crate::args::{Cli, ReadArgs};
 use crate::context::Context;
 use crate::exit::Status;
 use crate::output::{self, Printer};
@@ -62,9 +62,9 @@ impl Contents {
     }
 }
 
-pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Result<Status> {
+pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result<Status> {
     let context = Context::load(cli)?;
-    let cluster = context.open(args, None).await?;
+    let cluster = context.open(&args.cluster, None).await?;
     let contents = Contents::read(&cluster).await?;
     if contents.backups.is_empty() {
         printer.line("no backups");

@@ -1,5 +1,6 @@
 //! `pgvault restore`
 
+use pgvault_core::copy::either::{Answer, ask};
 use pgvault_core::postgres::TimelineId;
 use pgvault_core::restore::plan::{Plan, PlanOptions, plan};
 use pgvault_core::restore::target::Target;
@@ -9,7 +10,7 @@ use pgvault_core::{Error, ErrorKind, Result};
 use serde_json::{Value, json};
 
 use crate::args::{Action, Cli, RestoreArgs};
-use crate::context::{Context, parse_id};
+use crate::context::{Context, Place, parse_id};
 use crate::exit::Status;
 use crate::output::{self, Printer};
 
@@ -19,11 +20,10 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
     let context = Context::load(cli)?;
     let (_, config) = context.cluster(&args.cluster)?;
     let workers = config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
-    let cluster = context.open(&args.cluster, None).await?;
-    let plan = plan(&cluster, &target, choice).await?;
+    let Chosen { place, cluster, plan } = choose(&context, printer, args, &target, choice).await?;
     if args.dry_run {
         show(printer, &plan);
-        printer.summary(&describe(&plan));
+        printer.summary(&describe(&plan, place));
         return Ok(Status::Done);
     }
     let pgdata = std::path::absolute(&args.pgdata).map_err(|e| Error::io("resolve", &args.pgdata, e))?;
@@ -53,7 +53,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
         options.pgdata.display(),
         restored.duration.as_secs_f64()
     ));
-    let mut summary = describe(&plan);
+    let mut summary = describe(&plan, place);
     if let Value::Object(fields) = &mut summary {
         let _ = fields.insert("bytes_written".into(), restored.bytes_written.into());
         let _ = fields.insert("duration_ms".into(), u64::try_from(restored.duration.as_millis()).unwrap_or(u64::MAX).into());
@@ -62,6 +62,69 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
     }
     printer.summary(&summary);
     Ok(Status::Done)
+}
+
+/// What a restore reads from, all of it.
+struct Chosen<'a> {
+    place: Place<'a>,
+    cluster: Cluster,
+    plan: Plan,
+}
+
+/// The vault, or the first copy of `vault.fallback` that can give what it does not.
+///
+/// A vault that cannot be read, or has no way to the target, is passed over, and this is said. What is wrong with the request or with
+/// the key is not asked of a copy: it might answer another question.
+async fn choose<'a>(
+    context: &'a Context,
+    printer: &Printer,
+    args: &RestoreArgs,
+    target: &Target,
+    choice: PlanOptions,
+) -> Result<Chosen<'a>> {
+    let mut outside = None;
+    let places = context.places();
+    let more = places.len() > 1;
+    let answer = ask(places, async |place: Place<'a>| {
+        let opened = async {
+            let cluster = context.open_at(place, &args.cluster, None).await?;
+            let plan = plan(&cluster, target, choice).await?;
+            Ok::<_, Error>(Chosen { place, cluster, plan })
+        };
+        let error = match opened.await {
+            Ok(chosen) => return Ok(Answer::Present(chosen)),
+            Err(error) => error,
+        };
+        if more {
+            printer.warn(format_args!(
+                "{} cannot be restored from: {error}",
+                place.map_or("the vault".into(), |n| format!("copy {n}"))
+            ));
+        }
+        match error.kind() {
+            ErrorKind::OutsideWindow => {
+                let _ = outside.get_or_insert(error);
+                Ok(Answer::Absent)
+            }
+            ErrorKind::Storage | ErrorKind::NoVault | ErrorKind::Corrupt | ErrorKind::NotFound => Ok(Answer::Trouble(error)),
+            _ => Err(error),
+        }
+    });
+    match answer.await? {
+        Answer::Present(chosen) => {
+            if let (None, Some(copy)) = (context.place(), chosen.place) {
+                printer.warn(format_args!(
+                    "restoring from copy {copy}; recovery asks it and the vault, and stops where the copy ends as long as the vault does \
+                     not answer. When the vault is gone for good, use --from {copy}"
+                ));
+            }
+            Ok(chosen)
+        }
+        Answer::Trouble(error) => Err(error),
+        Answer::Absent => {
+            Err(outside.unwrap_or_else(|| Error::new(ErrorKind::Failed, "restore.nowhere", "there is no vault to ask")))
+        }
+    }
 }
 
 fn show(printer: &Printer, plan: &Plan) {
@@ -79,7 +142,7 @@ fn show(printer: &Printer, plan: &Plan) {
     ));
 }
 
-fn describe(plan: &Plan) -> Value {
+fn describe(plan: &Plan, place: Place<'_>) -> Value {
     let manifest = &plan.snapshot.manifest;
     json!({
         "backup_id": manifest.id,
@@ -90,6 +153,7 @@ fn describe(plan: &Plan) -> Value {
         "wal_end_lsn": plan.wal_end,
         "source_bytes": manifest.source_bytes,
         "left_out": plan.left_out,
+        "copy": place,
         "reasons": plan.reasons,
     })
 }
@@ -102,11 +166,10 @@ fn restore_command(context: &Context, cluster: &Cluster) -> Result<RestoreComman
     Ok(RestoreCommand {
         program,
         global_arguments: file.into_iter().flat_map(|file| ["--config".to_owned(), file]).collect(),
-        arguments: vec![
-            "--cluster".into(),
-            cluster.name().name.clone(),
-            "--system-id".into(),
-            cluster.name().system_id.to_string(),
-        ],
+        arguments: ["--cluster".into(), cluster.name().name.clone(), "--system-id".into(), cluster.name().system_id.to_string()]
+            .into_iter()
+            // Who restores from one copy means its WAL, too.
+            .chain(context.place().into_iter().flat_map(|copy| ["--from".into(), copy.to_owned()]))
+            .collect(),
     })
 }

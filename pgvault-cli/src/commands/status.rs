@@ -4,14 +4,14 @@ use pgvault_core::Result;
 use serde_json::json;
 
 use super::list::Contents;
-use crate::args::{Cli, ClusterArgs};
+use crate::args::{Cli, ReadArgs};
 use crate::context::Context;
 use crate::exit::Status;
 use crate::output::{self, Printer};
 
-pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ClusterArgs) -> Result<Status> {
+pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result<Status> {
     let context = Context::load(cli)?;
-    let cluster = context.open(args, None).await?;
+    let cluster = context.open(&args.cluster, None).await?;
     let contents = Contents::read(&cluster).await?;
     let now = cluster.env().now();
     let age = |t: jiff::Timestamp| now.duration_since(t).as_secs().max(0);

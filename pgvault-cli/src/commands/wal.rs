@@ -7,6 +7,7 @@ pub(crate) mod stream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use pgvault_core::copy::either::{Answer, ask};
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{ParseError, SegmentHeader, SystemId, WalFileName};
 use pgvault_core::wal::fetch::{self, Fetched};
@@ -68,12 +69,30 @@ pub(crate) async fn fetch(cli: &Cli, printer: &Printer, args: &FetchArgs) -> Res
     let file: WalFileName = args.name.parse().map_err(|e: ParseError| Error::new(ErrorKind::Usage, "wal.name", e.to_string()))?;
     let attempt = async || {
         let context = Context::load(cli)?;
-        let cluster = context.open(&args.cluster, None).await?;
-        let fetched = fetch::fetch(&cluster, file, &args.destination, args.until).await?;
-        if fetched == Fetched::Written && matches!(file, WalFileName::Segment(_)) {
-            prefetch::start(&context, args);
+        let answer = ask(context.places(), async |place| {
+            let fetched = async {
+                let cluster = context.open_at(place, &args.cluster, None).await?;
+                fetch::fetch(&cluster, file, &args.destination, args.until).await
+            };
+            Ok(match fetched.await {
+                Ok(Fetched::Written) => Answer::Present(place),
+                Ok(Fetched::EndOfArchive) => Answer::Absent,
+                Err(error) => Answer::Trouble(error),
+            })
+        });
+        match answer.await? {
+            Answer::Present(place) => {
+                if let Some(copy) = place.filter(|_| context.place().is_none()) {
+                    tracing::warn!(%file, copy, "the vault does not give it, taken from a copy");
+                }
+                if matches!(file, WalFileName::Segment(_)) {
+                    prefetch::start(&context, args);
+                }
+                Ok::<_, Error>(Fetched::Written)
+            }
+            Answer::Absent => Ok(Fetched::EndOfArchive),
+            Answer::Trouble(error) => Err(error),
         }
-        Ok::<_, Error>(fetched)
     };
     let mut failures = 0;
     loop {

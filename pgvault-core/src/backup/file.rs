@@ -23,7 +23,7 @@ pub(super) fn unreadable(doing: &str, path: &Path, error: io::Error) -> Error {
 }
 
 /// Regions of a section.
-const SECTION_REGIONS: u32 = map::SECTION_BLOCKS / REGION_BLOCKS as u32;
+const SECTION_REGIONS: usize = map::SECTION_BLOCKS as usize / REGION_BLOCKS;
 
 /// A run of blocks within a region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,11 +119,11 @@ impl FileTask {
 
     fn assemble(&self, regions: &[Option<Placed>]) -> Vec<Section> {
         regions
-            .chunks(SECTION_REGIONS as usize)
-            .zip(0..)
-            .map(|(regions, number)| {
-                let first = number * SECTION_REGIONS;
-                let kept = self.known.sections.get(number as usize).copied().flatten();
+            .chunks(SECTION_REGIONS)
+            .enumerate()
+            .map(|(number, regions)| {
+                let first = u32::try_from(number * SECTION_REGIONS).unwrap_or(u32::MAX);
+                let kept = self.known.sections.get(number).copied().flatten();
                 match kept.filter(|_| regions.iter().all(|region| matches!(region, Some(Placed::Kept)))) {
                     Some((pack, frame)) => Section::Kept(pack, frame),
                     None => Section::Made(self.section(regions, first)),
@@ -138,7 +138,9 @@ impl FileTask {
         for (region, number) in regions.iter().zip(first..) {
             match region {
                 Some(Placed::Made { pieces, digests }) => {
-                    pieces.iter().for_each(|piece| append(&mut map, *piece));
+                    for piece in pieces {
+                        append(&mut map, *piece);
+                    }
                     map.digests.extend_from_slice(digests);
                 }
                 Some(Placed::Kept) => {

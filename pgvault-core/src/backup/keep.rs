@@ -16,7 +16,7 @@ use crate::wal::object::WalName;
 
 /// Makes sure, right before the commit, that nothing that a backup needs can be deleted before it. Does nothing when no
 /// immutability is asked for.
-pub(super) async fn ensure(cluster: &Cluster, manifest: &Manifest, packs: impl Iterator<Item = Ulid>) -> Result<()> {
+pub(crate) async fn ensure(cluster: &Cluster, manifest: &Manifest, packs: impl Iterator<Item = Ulid>) -> Result<()> {
     if cluster.store().immutability().is_none() {
         return Ok(());
     }

@@ -150,7 +150,7 @@ impl Pipeline {
         };
         let file = Arc::new(FileTask::new(path, mode, len, reader, known));
         if len == 0 {
-            self.shared.finish_file(&file, Vec::new(), &mut FrameEncoder::new(self.shared.level)?)?;
+            self.shared.finish_file(&file, &[], &mut FrameEncoder::new(self.shared.level)?)?;
         }
         Ok(file)
     }

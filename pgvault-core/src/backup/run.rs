@@ -112,7 +112,9 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
     take::ensure(cluster, &mut server.replication, server.segment_size, timeline, parsed.start_lsn, stop, patience).await?;
 
     let mut table = output.entries;
-    entries.iter().for_each(|entry| table.push(entry));
+    for entry in &entries {
+        table.push(entry);
+    }
     table.sort();
     let tables = Tables::store(cluster, &output.packs, table.into_chunks(), Limits::default()).await?;
     let table_packs = tables.packs().count() as u64;

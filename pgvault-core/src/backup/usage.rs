@@ -19,6 +19,10 @@ const REFRESH_MOST: u64 = 8;
 /// Packs smaller than this are small.
 const SMALL: u64 = 4 << 20;
 
+/// Blocks of a frame.
+const FRAME_BLOCKS: u8 = 32;
+const _: () = assert!(FRAME_BLOCKS as usize == REGION_BLOCKS);
+
 /// So many small packs of a kind are put together.
 const SMALL_MANY: usize = 32;
 
@@ -38,7 +42,7 @@ impl Usage {
         }
         if let Some(used) = frames.get_mut(at) {
             // Several regions with one content may share a frame.
-            *used = used.saturating_add(u8::try_from(count).unwrap_or(u8::MAX)).min(32);
+            *used = used.saturating_add(u8::try_from(count).unwrap_or(u8::MAX)).min(FRAME_BLOCKS);
         }
     }
 
@@ -49,7 +53,7 @@ impl Usage {
 
     /// How much of a pack is used, as [`PackRef::live`] has it.
     pub(super) fn live(&self, pack: &PackRef) -> u32 {
-        let each = if pack.kind == PackKind::Data { REGION_BLOCKS as u8 } else { 1 };
+        let each = if pack.kind == PackKind::Data { u8::MAX } else { 1 };
         self.frames.get(&pack.id).map_or(0, |frames| frames.iter().map(|used| u32::from((*used).min(each))).sum())
     }
 

@@ -117,8 +117,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
 
 impl Shared {
     /// Adds a finished file to the table, and stores those sections of its map that are new.
-    pub(super) fn finish_file(&self, file: &FileTask, sections: Vec<Section>, encoder: &mut FrameEncoder) -> Result<()> {
-        let map = match sections.as_slice() {
+    pub(super) fn finish_file(&self, file: &FileTask, sections: &[Section], encoder: &mut FrameEncoder) -> Result<()> {
+        let map = match sections {
             [] => MapPlace::Inline(FileMap::default().encode()),
             [Section::Made(map)] if file.regions() == 1 => MapPlace::Inline(map.encode()),
             sections => {
@@ -279,12 +279,11 @@ impl Worker {
         digest: [u8; 16],
         digests: Vec<[u8; BLOCK_DIGEST]>,
     ) -> Result<()> {
-        let (pack, frame) = match self.shared.leftovers.region(&digest) {
-            Some(place) => place,
-            None => {
-                let _ = self.shared.changed_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                self.shared.data.append(&self.encoder.encode(bytes, digest)?)?
-            }
+        let (pack, frame) = if let Some(place) = self.shared.leftovers.region(&digest) {
+            place
+        } else {
+            let _ = self.shared.changed_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            self.shared.data.append(&self.encoder.encode(bytes, digest)?)?
         };
         let blocks = u32::try_from(REGION / BLOCK).unwrap_or(u32::MAX);
         self.placed(file, region, Placed::Made { pieces: vec![Piece::Stored { pack, frame, slot: 0, blocks }], digests })
@@ -312,22 +311,19 @@ impl Worker {
                 Block::Same => known.and_then(|known| file.piece(*known)),
                 Block::Changed => None,
             };
-            match piece {
-                Some(piece) => {
-                    parts.push(Part::Known(piece));
-                    if matches!(piece, Piece::Stored { .. }) {
-                        stored.push(*digest);
-                    }
-                }
-                None => {
-                    let slot = u32::try_from(self.bundle.len() / BLOCK).unwrap_or(u32::MAX);
-                    self.bundle.extend_from_slice(block);
-                    self.bundle.resize(self.bundle.len().next_multiple_of(BLOCK), 0);
-                    let _ = self.shared.changed_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
-                    parts.push(Part::Waiting { slot, blocks: 1 });
+            if let Some(piece) = piece {
+                parts.push(Part::Known(piece));
+                if matches!(piece, Piece::Stored { .. }) {
                     stored.push(*digest);
                 }
+                continue;
             }
+            let slot = u32::try_from(self.bundle.len() / BLOCK).unwrap_or(u32::MAX);
+            self.bundle.extend_from_slice(block);
+            self.bundle.resize(self.bundle.len().next_multiple_of(BLOCK), 0);
+            let _ = self.shared.changed_bytes.fetch_add(block.len() as u64, Ordering::Relaxed);
+            parts.push(Part::Waiting { slot, blocks: 1 });
+            stored.push(*digest);
         }
         self.bundled.push(Bundled { file: file.clone(), region, parts, digests: stored });
         // Nothing may wait for it: what was truncated or became zero needs no frame.
@@ -360,7 +356,7 @@ impl Worker {
 
     fn placed(&mut self, file: &Arc<FileTask>, region: u32, placed: Placed) -> Result<()> {
         match file.place(region, placed) {
-            Some(sections) => self.shared.finish_file(file, sections, &mut self.encoder),
+            Some(sections) => self.shared.finish_file(file, &sections, &mut self.encoder),
             None => Ok(()),
         }
     }

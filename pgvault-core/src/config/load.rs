@@ -69,7 +69,10 @@ pub fn load_text(text: &str, environment: impl Iterator<Item = (String, String)>
     }
     loop {
         let error = match serde_path_to_error::deserialize(Value::Table(table.clone())) {
-            Ok(config) => return Ok(config),
+            Ok(config) => {
+                Config::ensure_copies(&config)?;
+                return Ok(config);
+            }
             Err(error) => error,
         };
         // The environment knows no types: `12345` is a passphrase or a number, as the key has it. Text is tried first.
@@ -191,6 +194,24 @@ mod tests {
         assert_eq!(cluster.wal.flush_interval, Duration::from_millis(500));
         assert_eq!((cluster.wal.spool_limit, cluster.wal.durability), (4 << 30, crate::config::Durability::Spool));
         assert_eq!(cluster.retention.window, Some(Duration::from_secs(14 * 86_400)));
+    }
+
+    #[test]
+    fn copies_have_the_keys_of_a_vault_and_names_that_lead_somewhere() {
+        let text = format!("{TEXT}\n[copies.east]\nurl = 's3://east'\npassphrase_file = '/p'");
+        let fallback = ("PGVAULT_VAULT__FALLBACK", "['east']");
+        let config = load_text(&text, env(&[fallback, ("PGVAULT_COPIES__EAST__S3__REGION", "eu-east")])).unwrap();
+        assert_eq!(config.vault.fallback, ["east"]);
+        let copy = config.copy("east").unwrap();
+        assert_eq!((copy.url.as_str(), copy.s3.region.as_deref()), ("s3://east", Some("eu-east")));
+        for (text, environment) in [
+            (TEXT, vec![fallback]),
+            (text.as_str(), vec![("PGVAULT_COPIES__EAST__FALLBACK", "['east']")]),
+            (text.as_str(), vec![("PGVAULT_COPIES__EAST__URLL", "x")]),
+        ] {
+            assert_eq!(load_text(text, env(&environment)).unwrap_err().kind(), ErrorKind::Usage, "{environment:?}");
+        }
+        assert_eq!(config.copy("west").unwrap_err().code(), "config.copy");
     }
 
     /// A secret made of digits, or a slot called `true`, is text; a number of workers is a number.

@@ -8,6 +8,7 @@ use std::fmt;
 use bytes::Bytes;
 use sha2::{Digest, Sha256};
 
+use super::digest::DigestKey;
 use super::keys::{ClusterKeys, ObjectKey};
 use crate::env::Env;
 use crate::format::map::PackId;
@@ -282,6 +283,7 @@ pub struct ObjectReader {
     header: [u8; HEADER_LEN],
     key: ObjectKey,
     footer: Footer,
+    tail: Tail,
 }
 
 impl ObjectReader {
@@ -313,7 +315,7 @@ impl ObjectReader {
         let mut plain = sealed.to_vec();
 
         let opened = Self::open_footer(&key, &header, &mut plain, *tag, tail.footer_offset)?;
-        Ok(Self { header, key, footer: opened })
+        Ok(Self { header, key, footer: opened, tail })
     }
 
     fn open_footer(
@@ -343,6 +345,11 @@ impl ObjectReader {
     /// The frame table.
     pub fn frames(&self) -> &[FrameEntry] {
         &self.footer.frames
+    }
+
+    /// The clear tail, as it is stored. Its hash is not compared with anything here.
+    pub fn tail(&self) -> &Tail {
+        &self.tail
     }
 
     /// The object's own metadata.
@@ -395,6 +402,25 @@ impl ObjectReader {
         Ok(raw)
     }
 
+    /// Takes frame `number` out of the whole object's bytes as it was encoded, still compressed, for a [`SealedWriter`] with other
+    /// keys. It is decoded and checked all the same; its digest is the one under `digests`.
+    ///
+    /// # Errors
+    /// As [`ObjectReader::decode`].
+    pub fn transcribe<'a>(
+        &self,
+        keys: &ClusterKeys,
+        number: u32,
+        object: &[u8],
+        digests: &DigestKey,
+        decoder: &'a mut FrameDecoder,
+    ) -> Result<EncodedFrame<'a>, FormatError> {
+        let sealed = self.sealed(number, object)?;
+        let digest = digests.frame(self.decode_with(keys, number, sealed, decoder)?);
+        let entry = self.footer.frames.get(number as usize).ok_or_else(|| bad_frame(number, "does not exist in this object"))?;
+        Ok(EncodedFrame { codec: entry.codec, bytes: &decoder.sealed, raw_len: entry.raw_len, digest })
+    }
+
     /// Opens the seal of a frame into `bytes`; they are still compressed.
     fn unseal(&self, number: u32, sealed: &[u8], bytes: &mut Vec<u8>) -> Result<&FrameEntry, FormatError> {
         let entry = self.footer.frames.get(number as usize).ok_or_else(|| bad_frame(number, "does not exist in this object"))?;
@@ -417,10 +443,15 @@ impl ObjectReader {
     /// # Errors
     /// As [`ObjectReader::decode`].
     pub fn decode_from(&self, keys: &ClusterKeys, number: u32, object: &[u8]) -> Result<Vec<u8>, FormatError> {
+        self.decode(keys, number, self.sealed(number, object)?)
+    }
+
+    /// The sealed bytes of a frame of an object that is wholly in memory.
+    fn sealed<'a>(&self, number: u32, object: &'a [u8]) -> Result<&'a [u8], FormatError> {
         let sealed = self.footer.frames.get(number as usize).and_then(|entry| {
             let start = usize::try_from(entry.offset).ok()?;
             object.get(start..start.checked_add(entry.sealed_len as usize)?)
         });
-        self.decode(keys, number, sealed.ok_or_else(|| FormatError::new("frame", "lies outside its object"))?)
+        sealed.ok_or_else(|| FormatError::new("frame", "lies outside its object"))
     }
 }

@@ -241,7 +241,7 @@ enum Body {
     /// They are there: a small pack is one request.
     Here(Bytes),
     /// From end to end with one request; `at` is where the reading is.
-    Streamed { reading: Reading, at: u64 },
+    Streamed { reading: Box<Reading>, at: u64 },
     /// Each piece with a request of its own.
     Pieces,
 }
@@ -290,7 +290,7 @@ async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<
     let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(|e| lost(&path, e))?;
     // The header comes first in the pack, so a reading of all of it has it.
     let mut body = if wants_most && footer_start >= HEADER_LEN as u64 {
-        Body::Streamed { reading: cluster.store().read(&path, 0..footer_start), at: 0 }
+        Body::Streamed { reading: Box::new(cluster.store().read(&path, 0..footer_start)), at: 0 }
     } else {
         Body::Pieces
     };

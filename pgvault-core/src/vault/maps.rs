@@ -75,14 +75,13 @@ impl MapReader {
     /// The pack, whole when it was asked for before.
     async fn object(&mut self, pack: PackId) -> Result<&StoredObject> {
         let held = self.open.iter().position(|held| held.pack == pack).and_then(|at| self.open.remove(at));
-        let mut held = match held {
-            Some(held) => held,
-            None => {
-                let name = layout::pack(ulid::Ulid::from_bytes(pack));
-                let opened = self.cluster.open(Kind::Meta, &name, self.sizes.get(&pack).copied()).await;
-                let object = opened.map_err(|e| lost(&self.cluster.path(&name), e))?;
-                Held { pack, object, asked: 0 }
-            }
+        let mut held = if let Some(held) = held {
+            held
+        } else {
+            let name = layout::pack(ulid::Ulid::from_bytes(pack));
+            let opened = self.cluster.open(Kind::Meta, &name, self.sizes.get(&pack).copied()).await;
+            let object = opened.map_err(|e| lost(&self.cluster.path(&name), e))?;
+            Held { pack, object, asked: 0 }
         };
         held.asked += 1;
         if held.asked == WHOLE_FROM {

@@ -31,6 +31,8 @@ pub enum Purpose {
     Backup,
     /// A long-running WAL stream.
     WalStream,
+    /// A copy of backups of another vault.
+    Copy,
 }
 
 /// A session as stored.

@@ -140,23 +140,31 @@ impl Snapshot<'_> {
     /// When it would be larger than an object may be.
     pub fn seal(&self, cluster: &Cluster) -> Result<SealedObject> {
         let json = serde_json::to_vec(self.manifest).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
-        let keys = cluster.keys();
-        let mut writer = SealedWriter::new(cluster.env(), keys, Kind::Snapshot, layout::snapshot(self.manifest.id), 1 << 20)?;
-        let mut encoder = FrameEncoder::new(tables::LEVEL)?;
-        let index = self.tables.index.encode();
-        for frame in [&json, &index].into_iter().chain(&self.tables.chunks) {
-            let _ = writer.push(&mut encoder, frame, keys.digest().frame(frame))?;
-        }
-        let object = writer.finish(Vec::new());
-        if object.bytes.len() as u64 > crate::format::MAX_OBJECT {
-            return Err(Error::new(
-                ErrorKind::Unsupported,
-                "snapshot.too_large",
-                format!("the manifest would be {} bytes; the format allows {}", object.bytes.len(), crate::format::MAX_OBJECT),
-            ));
-        }
-        Ok(object)
+        seal(cluster, self.manifest.id, &json, self.tables)
     }
+}
+
+/// Seals a manifest object of which `json` is the manifest.
+///
+/// # Errors
+/// When it would be larger than an object may be.
+pub(crate) fn seal(cluster: &Cluster, id: Ulid, json: &[u8], tables: &Tables) -> Result<SealedObject> {
+    let keys = cluster.keys();
+    let mut writer = SealedWriter::new(cluster.env(), keys, Kind::Snapshot, layout::snapshot(id), 1 << 20)?;
+    let mut encoder = FrameEncoder::new(tables::LEVEL)?;
+    let index = tables.index.encode();
+    for frame in [json, &index].into_iter().chain(tables.chunks.iter().map(Vec::as_slice)) {
+        let _ = writer.push(&mut encoder, frame, keys.digest().frame(frame))?;
+    }
+    let object = writer.finish(Vec::new());
+    if object.bytes.len() as u64 > crate::format::MAX_OBJECT {
+        return Err(Error::new(
+            ErrorKind::Unsupported,
+            "snapshot.too_large",
+            format!("the manifest would be {} bytes; the format allows {}", object.bytes.len(), crate::format::MAX_OBJECT),
+        ));
+    }
+    Ok(object)
 }
 
 /// A committed backup, opened.
@@ -180,6 +188,16 @@ impl OpenSnapshot {
     /// The packs that the tables themselves lie in; none when they are in the manifest's object.
     pub fn table_packs(&self) -> impl Iterator<Item = &PackRef> {
         self.index.packs.iter().map(|held| &held.pack)
+    }
+
+    /// The manifest as it is stored, with what a newer version may have added to it.
+    pub(crate) async fn json(&self) -> Result<Vec<u8>> {
+        self.object.frame(0).await
+    }
+
+    /// The chunks of the file table, each as it is stored.
+    pub(crate) async fn file_chunks(&self) -> Result<Vec<Vec<u8>>> {
+        tables::file_chunks(&self.object, &self.index).await
     }
 
     /// The file table, from its beginning.

@@ -150,6 +150,16 @@ pub(super) async fn packs(manifest: &StoredObject, index: &TableIndex) -> Result
     Ok(packs)
 }
 
+/// The chunks of the file table, as they are stored.
+pub(super) async fn file_chunks(manifest: &StoredObject, index: &TableIndex) -> Result<Vec<Vec<u8>>> {
+    let mut chunks = Chunks { manifest, index, open: None };
+    let mut files = Vec::new();
+    for number in 0..index.file_chunks {
+        files.push(chunks.read(index.pack_chunks.saturating_add(number)).await?);
+    }
+    Ok(files)
+}
+
 /// Reads the file table, chunk by chunk.
 #[derive(Debug)]
 pub struct FileTable<'a> {

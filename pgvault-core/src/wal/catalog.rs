@@ -25,6 +25,17 @@ pub struct TimelineObjects {
 }
 
 impl TimelineObjects {
+    /// Adds an object of this timeline.
+    pub fn insert(&mut self, name: WalName) {
+        match name {
+            WalName::File(WalFileName::Segment(segment)) => drop(self.segments.insert(segment)),
+            WalName::File(WalFileName::Partial(segment)) => drop(self.partials.insert(segment)),
+            WalName::File(WalFileName::History(_)) => self.has_history = true,
+            WalName::File(WalFileName::BackupHistory(..)) => {}
+            WalName::Part { segment, from, to } => drop(self.parts.entry(segment).or_default().insert((from, to))),
+        }
+    }
+
     /// How many bytes of `segment` are there, from its start on without a hole.
     pub fn covered(&self, segment: SegmentName, size: SegmentSize) -> u64 {
         if self.segments.contains(&segment) {
@@ -115,11 +126,7 @@ impl Catalog {
             let mut objects = TimelineObjects::default();
             for object in listed {
                 match WalName::parse(&object.name).filter(|name| name.timeline() == timeline) {
-                    Some(WalName::File(WalFileName::Segment(segment))) => drop(objects.segments.insert(segment)),
-                    Some(WalName::File(WalFileName::Partial(segment))) => drop(objects.partials.insert(segment)),
-                    Some(WalName::File(WalFileName::History(_))) => objects.has_history = true,
-                    Some(WalName::File(WalFileName::BackupHistory(..))) => {}
-                    Some(WalName::Part { segment, from, to }) => drop(objects.parts.entry(segment).or_default().insert((from, to))),
+                    Some(name) => objects.insert(name),
                     None => objects.strangers.push(object.name),
                 }
             }

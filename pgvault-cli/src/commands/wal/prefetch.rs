@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use pgvault_core::config::VaultConfig;
+use pgvault_core::copy::either::{Answer, ask};
 use pgvault_core::postgres::{SegmentName, WalFileName};
 use pgvault_core::wal::prefetch::cache::{Cache, Owner, Recovering, default_base, sweep};
 use pgvault_core::wal::prefetch::{PrefetchOptions, follow, has_next};
@@ -55,9 +57,10 @@ impl Place {
         let ahead = PrefetchOptions::ahead_of(config.wal.prefetch, server.segment_size);
         // A server that is not the one that is asked for is a matter for the vault.
         let right = args.cluster.system_id.is_none_or(|id| id == server.system_id);
+        let vault = context.vault_config(context.place()).ok()?.url.clone();
         (right && ahead > 0).then(|| Self {
             base: config.wal.prefetch_dir.clone().unwrap_or_else(default_base),
-            vault: context.config.vault.url.clone(),
+            vault,
             cluster: name.to_owned(),
             server,
             ahead,
@@ -121,6 +124,9 @@ fn spawn(context: &Context, args: &FetchArgs) -> std::io::Result<()> {
     if let Some(system_id) = args.cluster.system_id {
         command.args(["--system-id", &system_id.to_string()]);
     }
+    if let Some(copy) = &args.place.from {
+        command.args(["--from", copy]);
+    }
     command.arg(&args.name).arg(&args.destination);
     // The server's log is closed when the last that can write to it ends.
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
@@ -170,16 +176,23 @@ pub(crate) async fn run(cli: &Cli, args: &PrefetchArgs) -> Result<Status> {
         (signal(SignalKind::terminate()).map_err(stopped)?, signal(SignalKind::interrupt()).map_err(stopped)?);
 
     // What needs no key comes first: at the end of the archive, that is all.
-    let opened = async {
-        let vault = context.vault().await?;
-        let cluster = vault.find_cluster(&place.cluster, Some(place.server.system_id)).await?;
-        let more = has_next(&vault, &cluster, segment, place.server.segment_size).await?;
-        Ok::<_, Error>(more.then_some((vault, cluster)))
-    };
-    let (vault, name) = match opened.await {
-        Ok(None) => return Ok(Status::Done),
-        Ok(Some(opened)) => opened,
-        Err(error) => {
+    let opened = ask(context.places(), async |from| {
+        let opened = async {
+            let vault = context.vault_at(from).await?;
+            let cluster = vault.find_cluster(&place.cluster, Some(place.server.system_id)).await?;
+            let more = has_next(&vault, &cluster, segment, place.server.segment_size).await?;
+            Ok::<_, Error>(more.then_some((from, vault, cluster)))
+        };
+        Ok(match opened.await {
+            Ok(Some(opened)) => Answer::Present(opened),
+            Ok(None) => Answer::Absent,
+            Err(error) => Answer::Trouble(error),
+        })
+    });
+    let (from, vault, name) = match opened.await? {
+        Answer::Absent => return Ok(Status::Done),
+        Answer::Present(opened) => opened,
+        Answer::Trouble(error) => {
             if let Some(owner) = own(&place, ulid::Ulid::nil()).await.map_err(failed)? {
                 owner.finish(true);
             }
@@ -188,7 +201,7 @@ pub(crate) async fn run(cli: &Cli, args: &PrefetchArgs) -> Result<Status> {
     };
     let Some(owner) = own(&place, vault.document().vault_id).await.map_err(failed)? else { return Ok(Status::Done) };
     sweep(&place.base, REST);
-    let unlocked = match context.config.vault.unlock() {
+    let unlocked = match context.vault_config(from).and_then(VaultConfig::unlock) {
         Ok(key) => vault.unlock(&name, &key).await,
         Err(error) => Err(error),
     };
