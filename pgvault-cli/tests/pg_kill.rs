@@ -430,7 +430,9 @@ fn keys_and_damage_end_with_the_documented_exit_codes() {
                 let hurts = finding.unwrap_or_else(|| panic!("{name}: {report}"))["hurts"].as_array().unwrap().clone();
                 // The second backup refers to packs of the first.
                 assert!((1..=2).contains(&hurts.len()), "{report}");
-                hurts.iter().for_each(|hurt| refused(hurt.as_str().unwrap()));
+                for hurt in &hurts {
+                    refused(hurt.as_str().unwrap());
+                }
             });
         }
     }
