@@ -1,0 +1,1 @@
+//! Does a policy do what it is for?
