@@ -84,7 +84,8 @@ impl Expired {
 /// # Errors
 /// When the store fails, or a hold cannot be read. What was deleted until then was not needed; the call may be repeated.
 pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl FnMut(&ObjectInfo)) -> Result<Expired> {
-    let now = store_time(cluster, options.dry_run).await?;
+    let session = begin(cluster, options.dry_run).await?;
+    let now = session.as_ref().map_or_else(|| cluster.store().now(), |session| session.began);
     let Loaded { mut known, damaged, mut manifests } = load(cluster, now, options.verified.clone()).await?;
     let mut pruner = Pruner::new(cluster.store(), now, options.dry_run).await?;
     // A backup that the store does not let go stays a backup, with the WAL that it needs.
@@ -98,7 +99,8 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
             let _ = known.locked.insert(id, until);
         }
     }
-    // Since the vault was read, hours may have passed. Whoever reads by now is seen.
+    // Since the vault was read, hours may have passed. Whoever holds or reads by now is seen.
+    known.holds = hold::active(cluster).await?;
     add_readers(&mut known, &session::live(cluster, now).await?);
     let plan = Plan::new(&options.policy, &known);
 
@@ -115,6 +117,7 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
     let mut needs = plan.needs.clone();
     for backup in plan.expiring() {
         let Some(object) = manifests.remove(&backup.id) else { continue };
+        ensure_live(cluster, session.as_ref(), options.dry_run).await?;
         let gone = match record(cluster, options.dry_run, expired_event(backup)).await {
             Ok(()) => {
                 let done = pruner.delete(vec![object]).await?;
@@ -146,7 +149,8 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
         Ok(size) => {
             let kept = kept_timelines(&plan);
             let cutoff = cutoff(&plan, now, &live, &report.damaged);
-            let mut wal = Wal { cluster, lines: &known.lines, needs, kept, size, cutoff, dry_run: options.dry_run, pruner };
+            let (lines, dry_run) = (&known.lines, options.dry_run);
+            let mut wal = Wal { cluster, session, lines, needs, kept, size, cutoff, dry_run, pruner };
             for timeline in known.lines.keys() {
                 wal.expire(*timeline, &mut tell).await?;
             }
@@ -162,17 +166,25 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
 /// # Errors
 /// As [`expire`].
 pub async fn known(cluster: &Cluster) -> Result<Known> {
-    let now = store_time(cluster, true).await?;
+    let now = begin(cluster, true).await?.map_or_else(|| cluster.store().now(), |session| session.began);
     Ok(load(cluster, now, BTreeSet::new()).await?.known)
 }
 
-/// The store's clock: what it says of an object that was written just now.
-async fn store_time(cluster: &Cluster, dry_run: bool) -> Result<Timestamp> {
+/// Announces the run, which tells the store's time; nothing with credentials that may only read and a dry run, for which the dates of
+/// the store's answers have to do.
+async fn begin(cluster: &Cluster, dry_run: bool) -> Result<Option<Session>> {
     match Session::begin(cluster, Purpose::Prune, cluster.env().new_id()?).await {
-        Ok(session) => Ok(session.began),
-        // Who may only read learns it from the answers, which clouds date.
-        Err(error) if dry_run && !error.is_transient() => Ok(cluster.store().now()),
+        Ok(session) => Ok(Some(session)),
+        Err(error) if dry_run && !error.is_transient() => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Makes sure that a plan is not carried out days after it was made: holds were placed since, and others wait for this to be over.
+async fn ensure_live(cluster: &Cluster, session: Option<&Session>, dry_run: bool) -> Result<()> {
+    match session {
+        Some(session) if !dry_run => session.ensure_live(cluster).await,
+        _ => Ok(()),
     }
 }
 
@@ -273,6 +285,7 @@ fn kept_timelines(plan: &Plan) -> BTreeSet<TimelineId> {
 
 struct Wal<'a> {
     cluster: &'a Cluster,
+    session: Option<Session>,
     lines: &'a BTreeMap<TimelineId, Line>,
     needs: Vec<Need>,
     /// Timelines of kept backups.
@@ -309,6 +322,9 @@ impl Wal<'_> {
                 let going: BTreeSet<&str> = free.iter().map(|object| object.name.as_str()).collect();
                 let numbers: Vec<WalSegNo> =
                     segments.iter().filter(|(name, _)| going.contains(name.as_str())).map(|(_, segment)| *segment).collect();
+                if !free.is_empty() {
+                    ensure_live(self.cluster, self.session.as_ref(), self.dry_run).await?;
+                }
                 self.announce(timeline, &needed, &numbers, &mut recorded).await?;
                 for (object, outcome) in self.pruner.delete(free).await? {
                     match outcome {

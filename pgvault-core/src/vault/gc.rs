@@ -15,8 +15,8 @@
 //!    packs of a backup that expired meanwhile.
 //! 2. A writer that began later refers to packs of snapshots that it listed after it began, and to none of the plan's, unless one of
 //!    them was referred to again in between: by a backup that was committed after the plan *and has expired since*, or it would be
-//!    listed now. The audit log has every expiry, written before the manifest goes. When there is such a one and a writer is at work,
-//!    the plan waits.
+//!    listed now. The audit log has every expiry, written before the manifest goes. When there is such a one and somebody is at work, a
+//!    restore included, the plan waits.
 //! 3. A writer may also go on with packs of one that was interrupted less than 24 h before it began. No pack is deleted that is
 //!    younger than 24 h before the beginning of a writer that is alive.
 //!
@@ -236,10 +236,9 @@ impl Ripeness {
         let mut ripeness = Self::default();
         let is_old = |stored_at: Timestamp| now.duration_since(stored_at) >= options.grace;
         let oldest = plans.plans.iter().filter(|plan| is_old(plan.stored_at)).map(|plan| seen_by(plan.looked_at)).min();
-        let writing = live.iter().any(Live::may_commit);
-        // Only then does it matter what has expired.
+        // Only with somebody at work does it matter what has expired.
         let expired = match oldest {
-            Some(oldest) if writing => expired_since(cluster, oldest).await?,
+            Some(oldest) if !live.is_empty() => expired_since(cluster, oldest).await?,
             _ => Vec::new(),
         };
         for plan in &plans.plans {
@@ -251,8 +250,8 @@ impl Ripeness {
             } else if ripe && let Some(id) = expired.iter().find(|(_, at)| at.is_none_or(|at| at >= seen_by(plan.looked_at))).map(|(id, _)| id)
             {
                 ripeness.postponed.push(format!(
-                    "plan {} waits until no backup is under way: {id} was committed after it and has expired since, and may have been \
-                     compared with",
+                    "plan {} waits until no backup and no restore is under way: {id} was committed after it and has expired since, and \
+                     they may need what it needed",
                     plan.id
                 ));
                 ripe = false;

@@ -24,7 +24,8 @@ pub const MAX_HOURS: i64 = 48;
 /// all that while the packs are younger than a garbage collector's grace, which is at least the sum.
 pub const RESUME_HOURS: i64 = 24;
 
-/// Hours for which what a reader has named is not expired: a restore, and the replay after it.
+/// Hours for which what a reader has named is not expired: a restore, and the replay after it. No session lasts longer, whatever it
+/// says.
 pub const READ_HOURS: i64 = 96;
 
 /// Hours after which a session means nothing to anybody, whatever it says.
@@ -164,7 +165,7 @@ pub async fn live(cluster: &Cluster, now: jiff::Timestamp) -> Result<Vec<Live>> 
     cluster
         .store()
         .each_page(&cluster.path(layout::dir::SESSION), async |page| {
-            young.extend(page.into_iter().filter(|object| now.duration_since(object.last_modified).as_hours() <= OLDEST_HOURS));
+            young.extend(page.into_iter().filter(|object| now.duration_since(object.last_modified).as_hours() < READ_HOURS + SLACK_HOURS));
             Ok(())
         })
         .await?;
@@ -176,7 +177,7 @@ pub async fn live(cluster: &Cluster, now: jiff::Timestamp) -> Result<Vec<Live>> 
         let age = now.duration_since(object.last_modified).as_hours();
         let began = object.last_modified;
         match cluster.get_json::<SessionRecord>(Kind::Session, &layout::session(id)).await {
-            Ok(record) if age < record.hours.clamp(0, OLDEST_HOURS) + SLACK_HOURS => {
+            Ok(record) if age < record.hours.clamp(0, READ_HOURS) + SLACK_HOURS => {
                 let SessionRecord { purpose, commits, reads, .. } = record;
                 found.push(Live { id, began, purpose, commits: Some(commits), reads });
             }
@@ -269,8 +270,8 @@ impl Session {
         Err(Error::new(
             ErrorKind::Failed,
             "session.expired",
-            format!("the backup took {hours} hours; sessions end after {MAX_HOURS}"),
+            format!("this took {hours} hours; sessions end after {MAX_HOURS}"),
         )
-        .with_hint("nothing was committed; make the backup faster (local source, more workers) and run it again"))
+        .with_hint("a backup was not committed: make it faster (local source, more workers) and run it again"))
     }
 }

@@ -24,6 +24,7 @@ use pgvault_core::vault::tables::{Limits, Tables};
 use pgvault_core::vault::{Cluster, Vault, layout};
 use pgvault_core::wal::object::{WalName, seal_file};
 use pgvault_core::{Error, ErrorKind, Result};
+use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 /// Bytes of a segment, and how far apart two backups are.
@@ -102,7 +103,10 @@ impl Sketch {
 
 /// Pack `number` of a session, so that whoever goes on with it finds it.
 fn pack_name(session: Ulid, number: u32) -> Ulid {
-    Ulid::from_parts(session.timestamp_ms(), session.random() ^ (u128::from(number) << 8) ^ 0xff)
+    let hash = Sha256::new().chain_update(session.to_bytes()).chain_update(number.to_le_bytes()).finalize();
+    let mut random = [0; 16];
+    random.copy_from_slice(&hash[..16]);
+    Ulid::from_parts(session.timestamp_ms(), u128::from_le_bytes(random))
 }
 
 async fn store_pack(cluster: &Cluster, id: Ulid, text: &str) -> Result<PackRef> {
