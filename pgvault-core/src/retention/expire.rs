@@ -20,7 +20,7 @@ use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId
 use crate::store::{ObjectInfo, Pruned};
 use crate::vault::audit::{self, Event};
 use crate::vault::prune::{Pruner, Tally};
-use crate::vault::session::{self, Live, MAX_HOURS, Purpose, Session};
+use crate::vault::session::{Live, MAX_HOURS, Purpose, Session, Watch};
 use crate::vault::{Cluster, hold, layout, snapshot};
 use crate::wal::catalog::read_history;
 use crate::wal::object::WalName;
@@ -88,6 +88,8 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
     let now = session.as_ref().map_or_else(|| cluster.store().now(), |session| session.began);
     let Loaded { mut known, damaged, mut manifests } = load(cluster, now, options.verified.clone()).await?;
     let mut pruner = Pruner::new(cluster.store(), now, options.dry_run).await?;
+    let mut watch = Watch::default();
+    add_readers(&mut known, &watch.live(cluster, now).await?);
     // A backup that the store does not let go stays a backup, with the WAL that it needs.
     let first = Plan::new(&options.policy, &known);
     let doomed: Vec<ObjectInfo> = first.expiring().filter_map(|b| manifests.get(&b.id).cloned()).collect();
@@ -101,7 +103,7 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
     }
     // Since the vault was read, hours may have passed. Whoever holds or reads by now is seen.
     known.holds = hold::active(cluster).await?;
-    add_readers(&mut known, &session::live(cluster, now).await?);
+    add_readers(&mut known, &watch.live(cluster, now).await?);
     let plan = Plan::new(&options.policy, &known);
 
     let mut report = Expired {
@@ -138,7 +140,7 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
     report.manifests = std::mem::take(&mut pruner.tally);
     report.backups = plan.verdicts.clone();
 
-    let live = session::live(cluster, now).await?;
+    let live = watch.live(cluster, now).await?;
     needs.extend(live.iter().filter_map(|live| live.reads).map(|reads| Need {
         timeline: reads.timeline,
         stop: reads.stop_lsn,
@@ -210,8 +212,7 @@ async fn load(cluster: &Cluster, now: Timestamp, verified: BTreeSet<Ulid>) -> Re
         let _ = manifests.insert(id, object);
     }
     let lines = lines(cluster).await?;
-    let mut known = Known { now, backups, lines, holds, reading: Vec::new(), verified, locked: BTreeMap::new() };
-    add_readers(&mut known, &session::live(cluster, now).await?);
+    let known = Known { now, backups, lines, holds, reading: Vec::new(), verified, locked: BTreeMap::new() };
     Ok(Loaded { known, damaged, manifests })
 }
 

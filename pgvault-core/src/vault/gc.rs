@@ -37,7 +37,7 @@ use ulid::Ulid;
 use super::audit::{self, Event};
 use super::features::Purpose as May;
 use super::prune::{Pruner, Tally};
-use super::session::{self, Live, MAX_HOURS, Purpose, RESUME_HOURS, Session};
+use super::session::{Live, MAX_HOURS, Purpose, RESUME_HOURS, Session, Watch};
 use super::{Cluster, layout, snapshot};
 use crate::format::map::PackId;
 use crate::store::{ObjectInfo, Pruned};
@@ -114,12 +114,13 @@ pub async fn collect(cluster: &Cluster, options: &GcOptions) -> Result<Collected
         .with_hint(format!("leave it out, or give {GRACE_HOURS}h or more")));
     }
     let now = Session::begin(cluster, Purpose::Prune, cluster.env().new_id()?).await?.began;
-    let before = writers_and_readers(cluster, now).await?;
+    let mut watch = Watch::default();
+    let before = writers_and_readers(&mut watch, cluster, now).await?;
     let plans = plans::load(cluster).await?;
     let referred = Referred::load(cluster).await?;
     // Those that came meanwhile, too: they have listed what this has.
     let mut live = before;
-    live.extend(writers_and_readers(cluster, now).await?);
+    live.extend(writers_and_readers(&mut watch, cluster, now).await?);
     let ripeness = Ripeness::of(cluster, &plans, options, now, &live).await?;
 
     let mut collector = Collector {
@@ -154,8 +155,8 @@ pub async fn collect(cluster: &Cluster, options: &GcOptions) -> Result<Collected
 }
 
 /// Sessions that stand in the way: all but those of collectors.
-async fn writers_and_readers(cluster: &Cluster, now: Timestamp) -> Result<Vec<Live>> {
-    let mut live = session::live(cluster, now).await?;
+async fn writers_and_readers(watch: &mut Watch, cluster: &Cluster, now: Timestamp) -> Result<Vec<Live>> {
+    let mut live = watch.live(cluster, now).await?;
     live.retain(|live| !matches!(live.purpose, Purpose::Prune | Purpose::WalStream));
     Ok(live)
 }

@@ -6,7 +6,7 @@
 //!
 //! A restore and a drill announce themselves as well, where their credentials may write: what they read is not expired meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
@@ -14,6 +14,7 @@ use ulid::Ulid;
 use super::{Cluster, layout};
 use crate::format::object::Kind;
 use crate::postgres::{Lsn, TimelineId};
+use crate::store::ObjectInfo;
 use crate::vault::snapshot::Manifest;
 use crate::{Error, ErrorKind, Result};
 
@@ -156,51 +157,75 @@ impl Live {
     }
 }
 
-/// The sessions that may still do something at `now`, which is the store's time. One that has committed is over.
-///
-/// # Errors
-/// When the store fails.
-pub async fn live(cluster: &Cluster, now: jiff::Timestamp) -> Result<Vec<Live>> {
-    let mut young = Vec::new();
-    cluster
-        .store()
-        .each_page(&cluster.path(layout::dir::SESSION), async |page| {
-            young.extend(page.into_iter().filter(|object| now.duration_since(object.last_modified).as_hours() < READ_HOURS + SLACK_HOURS));
-            Ok(())
-        })
-        .await?;
-    young.sort_by(|a, b| a.name.cmp(&b.name));
-    young.dedup_by(|a, b| a.name == b.name);
-    let mut found = Vec::new();
-    for object in young {
-        let Some(id) = layout::id_of(&object.name) else { continue };
-        let age = now.duration_since(object.last_modified).as_hours();
-        let began = object.last_modified;
-        match cluster.get_json::<SessionRecord>(Kind::Session, &layout::session(id)).await {
-            Ok(record) if age < record.hours.clamp(0, READ_HOURS) + SLACK_HOURS => {
-                let SessionRecord { purpose, commits, reads, .. } = record;
-                found.push(Live { id, began, purpose, commits: Some(commits), reads });
-            }
-            // Over; or a witness of the store's time, which begins nothing.
-            Ok(_) => {}
-            Err(error) if error.code() == "object.json" && is_witness(cluster, id).await? => {}
-            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
-                if age < MAX_HOURS + SLACK_HOURS {
-                    found.push(Live { id, began, purpose: Purpose::Unknown, commits: None, reads: None });
+/// Looks for live sessions, again and again, and reads each object once.
+#[derive(Debug, Default)]
+pub struct Watch {
+    read: BTreeMap<Ulid, Found>,
+}
+
+#[derive(Debug)]
+enum Found {
+    Session(SessionRecord),
+    /// It tells the store's time, and begins nothing.
+    Witness,
+    /// Nobody knows; it may be of a newer version.
+    Unreadable,
+}
+
+impl Watch {
+    /// The sessions that may still do something at `now`, which is the store's time. One that has committed is over.
+    ///
+    /// # Errors
+    /// When the store fails.
+    pub async fn live(&mut self, cluster: &Cluster, now: jiff::Timestamp) -> Result<Vec<Live>> {
+        let age = |object: &ObjectInfo| now.duration_since(object.last_modified).as_hours();
+        let mut young = BTreeMap::new();
+        cluster
+            .store()
+            .each_page(&cluster.path(layout::dir::SESSION), async |page| {
+                let page = page.into_iter().filter(|object| age(object) < READ_HOURS + SLACK_HOURS);
+                young.extend(page.filter_map(|object| Some((layout::id_of(&object.name)?, object))));
+                Ok(())
+            })
+            .await?;
+        let mut live = Vec::new();
+        for (id, object) in young {
+            let Some(found) = self.read(cluster, id).await? else { continue };
+            let (age, began) = (age(&object), object.last_modified);
+            match found {
+                Found::Session(record) if age < record.hours.clamp(0, READ_HOURS) + SLACK_HOURS => {
+                    let SessionRecord { purpose, commits, reads, .. } = *record;
+                    live.push(Live { id, began, purpose, commits: Some(commits), reads });
                 }
+                Found::Unreadable if age < MAX_HOURS + SLACK_HOURS => {
+                    live.push(Live { id, began, purpose: Purpose::Unknown, commits: None, reads: None });
+                }
+                _ => {}
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error),
         }
+        // Looked at after the sessions: what was not committed by then is not over.
+        let mut committed = BTreeSet::new();
+        if live.iter().any(Live::may_commit) {
+            let listed = cluster.store().list(&cluster.path(layout::dir::SNAP)).await?;
+            committed.extend(listed.iter().filter_map(|object| layout::id_of(&object.name)));
+        }
+        live.retain(|live| !live.may_commit() || live.commits.is_none_or(|id| !committed.contains(&id)));
+        Ok(live)
     }
-    // Looked at after the sessions: what was not committed by then is not over.
-    let mut committed = BTreeSet::new();
-    if found.iter().any(Live::may_commit) {
-        let listed = cluster.store().list(&cluster.path(layout::dir::SNAP)).await?;
-        committed.extend(listed.iter().filter_map(|object| layout::id_of(&object.name)));
+
+    async fn read(&mut self, cluster: &Cluster, id: Ulid) -> Result<Option<&Found>> {
+        if !self.read.contains_key(&id) {
+            let found = match cluster.get_json::<SessionRecord>(Kind::Session, &layout::session(id)).await {
+                Ok(record) => Found::Session(record),
+                Err(error) if error.code() == "object.json" && is_witness(cluster, id).await? => Found::Witness,
+                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => Found::Unreadable,
+                Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let _ = self.read.insert(id, found);
+        }
+        Ok(self.read.get(&id))
     }
-    found.retain(|live| !live.may_commit() || live.commits.is_none_or(|id| !committed.contains(&id)));
-    Ok(found)
 }
 
 async fn is_witness(cluster: &Cluster, id: Ulid) -> Result<bool> {

@@ -48,12 +48,12 @@ impl Turnstile {
         Self { inner, waiting: self.waiting.clone(), sleeping: self.sleeping.clone(), program }
     }
 
-    /// How many requests wait.
-    pub(crate) fn waiting(&self) -> usize {
+    /// The programs of the requests that wait.
+    pub(crate) fn waiting(&self) -> Vec<usize> {
         let mut waiting = self.waiting.lock().unwrap();
         // A program that died waits no longer.
         waiting.retain(|(_, sender)| !sender.is_closed());
-        waiting.len()
+        waiting.iter().map(|(program, _)| *program).collect()
     }
 
     /// Lets one through.

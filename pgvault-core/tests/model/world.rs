@@ -30,7 +30,9 @@ pub(crate) struct Told {
     committed: u64,
     crashed: u64,
     failed: u64,
+    expiries: u64,
     expired: u64,
+    collections: u64,
     planned: u64,
     swept: u64,
     postponed: u64,
@@ -44,7 +46,9 @@ impl Told {
         self.committed += other.committed;
         self.crashed += other.crashed;
         self.failed += other.failed;
+        self.expiries += other.expiries;
         self.expired += other.expired;
+        self.collections += other.collections;
         self.planned += other.planned;
         self.swept += other.swept;
         self.postponed += other.postponed;
@@ -70,6 +74,12 @@ struct Ledger {
     /// What is being read, and since when: the packs, and the segment that makes it consistent.
     reading: Vec<(Timestamp, BTreeSet<Ulid>, u64)>,
 }
+
+/// Two writers, two pruners, one that restores and one that holds.
+const PROGRAMS: usize = 6;
+
+/// Requests of a history.
+const STEPS: usize = 4000;
 
 type Shared = Rc<RefCell<Ledger>>;
 
@@ -129,17 +139,22 @@ impl Program {
 
     async fn pruner(mut self) {
         loop {
-            self.rest(20).await;
+            self.rest(12).await;
             if self.dice.permille(450) {
                 let options = ExpireOptions { policy: self.policy.clone(), dry_run: false, verified: BTreeSet::new() };
                 match expire(&self.cluster, &options, |_| {}).await {
-                    Ok(report) => self.ledger.borrow_mut().told.expired += report.expired.len() as u64,
+                    Ok(report) => {
+                        let told = &mut self.ledger.borrow_mut().told;
+                        told.expiries += 1;
+                        told.expired += report.expired.len() as u64;
+                    }
                     Err(error) => self.judge("expire", &error),
                 }
             } else {
                 match collect(&self.cluster, &GcOptions::default()).await {
                     Ok(report) => {
                         let told = &mut self.ledger.borrow_mut().told;
+                        told.collections += 1;
                         told.planned += report.planned;
                         told.swept += report.swept.deleted;
                         told.postponed += report.postponed.len() as u64;
@@ -240,6 +255,8 @@ struct Witness {
     window: Option<i64>,
     /// Every backup that was ever seen, when it was stored, whether it is whole, and where it begins.
     seen: BTreeMap<Ulid, (Timestamp, bool, u64)>,
+    /// Their packs.
+    packs: BTreeMap<Ulid, Vec<Ulid>>,
     why: String,
 }
 
@@ -252,15 +269,18 @@ impl Witness {
         let mut present = BTreeSet::new();
         for object in listed {
             let id = layout::id_of(&object.name).unwrap();
-            let opened = snapshot::open(&self.cluster, id, None).await.unwrap();
-            let mut packs: Vec<Ulid> = opened.table_packs().map(|pack| Ulid::from_bytes(pack.id)).collect();
-            packs.extend(opened.packs().await.unwrap().iter().map(|pack| Ulid::from_bytes(pack.id)));
-            let lost: Vec<&Ulid> = packs.iter().filter(|pack| !there.contains(pack)).collect();
+            if !self.packs.contains_key(&id) {
+                let opened = snapshot::open(&self.cluster, id, None).await.unwrap();
+                let mut packs: Vec<Ulid> = opened.table_packs().map(|pack| Ulid::from_bytes(pack.id)).collect();
+                packs.extend(opened.packs().await.unwrap().iter().map(|pack| Ulid::from_bytes(pack.id)));
+                let manifest = &opened.manifest;
+                let what = (object.last_modified, manifest.bad_pages.is_empty(), manifest.start_lsn.0 / SEGMENT);
+                let _ = (self.packs.insert(id, packs), self.seen.insert(id, what));
+            }
+            let lost: Vec<&Ulid> = self.packs[&id].iter().filter(|pack| !there.contains(pack)).collect();
             assert!(lost.is_empty(), "{id} lost {lost:?} ({why})");
-            let manifest = &opened.manifest;
-            let segment = manifest.start_lsn.0 / SEGMENT;
+            let segment = self.seen[&id].2;
             assert!(segments.contains(&segment), "{id} lost its WAL, segment {segment} ({why})");
-            let _ = self.seen.insert(id, (object.last_modified, manifest.bad_pages.is_empty(), segment));
             let _ = present.insert(id);
         }
         let now = place.now();
@@ -317,7 +337,7 @@ async fn run(seed: u64) -> Told {
     let ledger: Shared = Rc::default();
     let turnstile = Turnstile::new(place.store.clone());
     let why = format!("seed {seed}");
-    let mut witness = Witness { cluster: place.cluster().await, window, seen: BTreeMap::new(), why: why.clone() };
+    let mut witness = Witness { cluster: place.cluster().await, window, seen: BTreeMap::new(), packs: BTreeMap::new(), why: why.clone() };
 
     let start = async |number: usize, dice: &mut Dice| -> (usize, JoinHandle<()>) {
         let faulty = FaultyStore::new(place.store.clone());
@@ -342,36 +362,47 @@ async fn run(seed: u64) -> Told {
             policy: policy.clone(),
             turnstile: turnstile.clone(),
         };
-        if dice.permille(500) {
+        if dice.permille(250) {
             faulty.follow(Schedule::of(dice.roll(), &[Fault::Fail, Fault::Lie, Fault::Throttle, Fault::Tear]));
         }
         let task = match number {
-            0..=2 => tokio::task::spawn_local(program.writer()),
-            3 | 4 => tokio::task::spawn_local(program.pruner()),
-            5 => tokio::task::spawn_local(program.restorer()),
+            0 | 1 => tokio::task::spawn_local(program.writer()),
+            2 | 3 => tokio::task::spawn_local(program.pruner()),
+            4 => tokio::task::spawn_local(program.restorer()),
             _ => tokio::task::spawn_local(program.holder()),
         };
         (number, task)
     };
     let mut programs = Vec::new();
-    for number in 0..7 {
+    for number in 0..PROGRAMS {
         programs.push(start(number, &mut dice).await);
     }
     // How fast time goes by the requests: minutes or hours.
-    let pace = *dice.pick(&[3, 20, 60]).unwrap();
-    for step in 0..2500 {
+    let pace = *dice.pick(&[3, 10, 40]).unwrap();
+    // A collection takes ten times the requests of a backup. Of slow writers it overtakes some, of fast ones none.
+    let haste = *dice.pick(&[1, 8, 40]).unwrap();
+    let weight = |program: usize| if matches!(program, 2 | 3) { haste } else { 1 };
+    for step in 0..STEPS {
         settle(&turnstile, 1).await;
         let waiting = turnstile.waiting();
         let mut now = place.now();
-        if waiting > 0 {
-            turnstile.release(dice.below(waiting));
+        if !waiting.is_empty() {
+            let total = waiting.iter().map(|program| weight(*program)).sum();
+            let mut chosen = dice.below(total);
+            let at = waiting.iter().position(|program| {
+                let weight = weight(*program);
+                let found = chosen < weight;
+                chosen = chosen.saturating_sub(weight);
+                found
+            });
+            turnstile.release(at.unwrap());
             ledger.borrow_mut().told.requests += 1;
             let minutes = if dice.permille(4) { 60 * dice.below(40) } else { dice.below(pace) };
             now += SignedDuration::from_mins(i64::try_from(minutes).unwrap());
         }
         place.clock.set(now);
         // Everybody sleeps: until the first wakes.
-        if let Some(next) = turnstile.wake(now).filter(|_| waiting == 0) {
+        if let Some(next) = turnstile.wake(now).filter(|_| waiting.is_empty()) {
             place.clock.set(next.max(now));
             let _ = turnstile.wake(next.max(now));
         }
@@ -382,7 +413,7 @@ async fn run(seed: u64) -> Told {
                 unreachable!();
             }
         }
-        if dice.permille(6) {
+        if dice.permille(3) {
             // It dies where it stands, and is started again.
             let at = dice.below(programs.len());
             let (number, task) = programs.remove(at);
@@ -391,7 +422,7 @@ async fn run(seed: u64) -> Told {
             ledger.borrow_mut().told.crashed += 1;
             programs.push(start(number, &mut dice).await);
         }
-        if step % 25 == 0 {
+        if step % 50 == 0 {
             witness.look(&place, &ledger).await;
         }
     }
@@ -412,7 +443,7 @@ async fn drive<T>(turnstile: &Turnstile, task: &JoinHandle<T>) {
     while !task.is_finished() {
         tokio::task::yield_now().await;
         // The last that came is this program's.
-        if let Some(last) = turnstile.waiting().checked_sub(1) {
+        if let Some(last) = turnstile.waiting().len().checked_sub(1) {
             turnstile.release(last);
         }
     }
@@ -421,11 +452,11 @@ async fn drive<T>(turnstile: &Turnstile, task: &JoinHandle<T>) {
 /// Gives every program that can go on the time to come to its next request.
 async fn settle(turnstile: &Turnstile, rounds: usize) {
     for _ in 0..rounds {
-        let before = turnstile.waiting();
+        let before = turnstile.waiting().len();
         for _ in 0..8 {
             tokio::task::yield_now().await;
         }
-        if turnstile.waiting() == before {
+        if turnstile.waiting().len() == before {
             break;
         }
     }
