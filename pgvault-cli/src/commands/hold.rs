@@ -62,7 +62,8 @@ async fn remove(context: &Context, printer: &Printer, args: &HoldRemoveArgs) -> 
 fn marks(printer: &Printer, cluster: &Cluster, hold: &Hold, marked: Result<Marked>) -> Result<Status> {
     let marked = marked?;
     if !marked.supported {
-        printer.line(format_args!("{} has no legal holds: pgvault keeps to the record, others need not", cluster.store().location()));
+        printer
+            .line(format_args!("{} has no legal holds: pgvault keeps to the record, others need not", cluster.store().location()));
     }
     for left in &marked.failed {
         printer.warn(format_args!("{}: {}", left.name, left.why));

@@ -170,7 +170,8 @@ impl Checker<'_> {
 
     /// Decrypts every frame of every sealed object.
     async fn decode_objects(&mut self) -> Result<()> {
-        let small = [layout::dir::SNAP, layout::dir::SESSION, layout::dir::AUDIT, layout::dir::DRILL];
+        let small =
+            [layout::dir::SNAP, layout::dir::SESSION, layout::dir::AUDIT, layout::dir::DRILL, layout::dir::HOLD, layout::dir::GC];
         let names: Vec<(String, u64)> = self
             .objects
             .iter()

@@ -7,8 +7,8 @@ use serde::Serialize;
 use ulid::Ulid;
 
 use crate::format::map::PackId;
-use crate::retention::plan::held_by;
 use crate::retention::expire;
+use crate::retention::plan::held_by;
 use crate::store::Pruned;
 use crate::vault::layout::{self, CLUSTERS, ClusterName};
 use crate::vault::{Cluster, Vault, snapshot};
@@ -152,9 +152,8 @@ pub async fn saved(cluster: &Cluster) -> Result<Saved> {
     cluster
         .store()
         .each_page(&cluster.path(layout::dir::PACK), async |page| {
-            let unneeded = page.iter().filter(|object| {
-                layout::id_of(&object.name).is_none_or(|id| !packs.contains_key(&id.to_bytes()))
-            });
+            let unneeded =
+                page.iter().filter(|object| layout::id_of(&object.name).is_none_or(|id| !packs.contains_key(&id.to_bytes())));
             saved.unneeded_bytes = saved.unneeded_bytes.saturating_add(unneeded.map(|object| object.size).sum());
             Ok(())
         })

@@ -139,7 +139,9 @@ async fn announce(cluster: &Cluster, plan: &Plan) -> Result<Vec<String>> {
     if let Err(error) = Session::read(cluster, Purpose::Restore, Reads::of(manifest)).await {
         // A restorer's credentials need not be able to write, and a store that takes nothing may still give.
         tracing::warn!(%error, "the restore could not be announced: `pgvault expire` does not know of it");
-        return Ok(vec![format!("the restore could not be announced, so `pgvault expire` must not run before it is over: {error}")]);
+        return Ok(vec![format!(
+            "the restore could not be announced, so `pgvault expire` must not run before it is over: {error}"
+        )]);
     }
     match cluster.store().head(&cluster.path(&layout::snapshot(manifest.id))).await {
         Ok(_) => Ok(Vec::new()),

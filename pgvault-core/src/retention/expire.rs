@@ -200,7 +200,9 @@ async fn load(cluster: &Cluster, now: Timestamp, verified: BTreeSet<Ulid>) -> Re
     let holds = hold::active(cluster).await?;
     let (mut backups, mut damaged, mut manifests) = (Vec::new(), Vec::new(), BTreeMap::new());
     for object in cluster.store().list(&cluster.path(layout::dir::SNAP)).await? {
-        let Some(id) = layout::id_of(&object.name).filter(|id| object.name == cluster.path(&layout::snapshot(*id))) else { continue };
+        let Some(id) = layout::id_of(&object.name).filter(|id| object.name == cluster.path(&layout::snapshot(*id))) else {
+            continue;
+        };
         match snapshot::open(cluster, id, Some(object.size)).await {
             Ok(opened) => backups.push(Backup::of(&opened.manifest, object.last_modified)),
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
@@ -266,7 +268,9 @@ fn segment_size(backups: &[Backup]) -> Result<SegmentSize, String> {
     match backups.first() {
         None => Err("there is no backup that can be read, so no WAL is deleted".into()),
         Some(backup) if sizes.len() == 1 => Ok(backup.segment_size),
-        Some(_) => Err("the backups have WAL segments of different sizes, so no WAL is deleted until the older ones expired".into()),
+        Some(_) => {
+            Err("the backups have WAL segments of different sizes, so no WAL is deleted until the older ones expired".into())
+        }
     }
 }
 

@@ -41,7 +41,10 @@ pub fn lint(config: &RetentionConfig, immutability: Option<Immutability>) -> Vec
         (Some(need), None) => say(
             "need",
             Outcome::Failed,
-            format!("every moment of {} is needed, and there is no window: counts keep backups, and no stretch of time", days(need)),
+            format!(
+                "every moment of {} is needed, and there is no window: counts keep backups, and no stretch of time",
+                days(need)
+            ),
             "set retention.window",
         ),
         (Some(need), Some(window)) if window < need => say(
@@ -64,21 +67,31 @@ pub fn lint(config: &RetentionConfig, immutability: Option<Immutability>) -> Vec
             say(
                 "locks",
                 Outcome::Warned,
-                format!("objects are locked for {}, and the window is {}: what it needs may be deleted before", days(retain), days(window)),
+                format!(
+                    "objects are locked for {}, and the window is {}: what it needs may be deleted before",
+                    days(retain),
+                    days(window)
+                ),
                 "make vault.immutability.retain a day longer than retention.window",
             );
         } else if retain > window.saturating_add(SPARE) {
             say(
                 "locks",
                 Outcome::Warned,
-                format!("objects are locked for {}, and the window is {}: what expires frees no space until then", days(retain), days(window)),
+                format!(
+                    "objects are locked for {}, and the window is {}: what expires frees no space until then",
+                    days(retain),
+                    days(window)
+                ),
                 "make vault.immutability.retain a day longer than retention.window, and no more",
             );
         }
     }
     let generations = [(config.daily, 1), (config.weekly, 7), (config.monthly, 31), (config.yearly, 366)];
     let reach = generations.iter().map(|(count, each)| u64::from(count.unwrap_or(0)) * each).max().unwrap_or(0);
-    if config.wal == KeepWal::All && config.window.is_some_and(|window| Duration::from_secs(reach * 86_400) > window.saturating_mul(4)) {
+    if config.wal == KeepWal::All
+        && config.window.is_some_and(|window| Duration::from_secs(reach * 86_400) > window.saturating_mul(4))
+    {
         say(
             "wal",
             Outcome::Warned,
@@ -101,12 +114,8 @@ mod tests {
 
     fn of(window: Option<u64>, need: Option<u64>, retain: Option<u64>) -> Vec<(&'static str, Outcome)> {
         let time = |days: u64| Duration::from_secs(days * 86_400);
-        let config = RetentionConfig {
-            window: window.map(time),
-            need: need.map(time),
-            keep_last: Some(3),
-            ..RetentionConfig::default()
-        };
+        let config =
+            RetentionConfig { window: window.map(time), need: need.map(time), keep_last: Some(3), ..RetentionConfig::default() };
         let locks = retain.map(|days| Immutability { mode: LockMode::Compliance, retain: time(days) });
         lint(&config, locks).into_iter().map(|remark| (remark.name, remark.outcome)).collect()
     }

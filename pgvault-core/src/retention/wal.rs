@@ -121,7 +121,10 @@ mod tests {
         assert_eq!((on(1, &after_three), on(2, &after_three), on(3, &after_three)), (vec![(12, ALL)], vec![(12, ALL)], vec![]));
         // The segment in which a timeline began may be asked of the one it left.
         let begun = [need(2, 16, Some(17))];
-        assert_eq!((on(2, &begun), on(10, &begun), on(1, &begun), on(3, &begun)), (vec![(16, 17)], vec![(16, 17)], vec![(16, 17)], vec![]));
+        assert_eq!(
+            (on(2, &begun), on(10, &begun), on(1, &begun), on(3, &begun)),
+            (vec![(16, 17)], vec![(16, 17)], vec![(16, 17)], vec![])
+        );
         // Nobody knows where timeline 11 comes from.
         assert_eq!(on(11, &begun), [(16, 17)]);
     }

@@ -48,7 +48,8 @@ use plans::{PlanWriter, Planned};
 pub const GRACE_HOURS: i64 = 72;
 
 // An interrupted writer's packs are used again by one that began so much later and lasts so long.
-const _: () = assert!(RESUME_HOURS + MAX_HOURS <= GRACE_HOURS, "a sweep could come before the end of a writer that goes on with packs");
+const _: () =
+    assert!(RESUME_HOURS + MAX_HOURS <= GRACE_HOURS, "a sweep could come before the end of a writer that goes on with packs");
 
 /// How to collect.
 #[derive(Debug, Clone, Copy)]
@@ -248,7 +249,8 @@ impl Ripeness {
                 let why = format!("plan {} waits for session {}, which began before it, at {}", plan.id, before.id, before.began);
                 ripeness.postponed.push(why);
                 ripe = false;
-            } else if ripe && let Some(id) = expired.iter().find(|(_, at)| at.is_none_or(|at| at >= seen_by(plan.looked_at))).map(|(id, _)| id)
+            } else if ripe
+                && let Some(id) = expired.iter().find(|(_, at)| at.is_none_or(|at| at >= seen_by(plan.looked_at))).map(|(id, _)| id)
             {
                 ripeness.postponed.push(format!(
                     "plan {} waits until no backup and no restore is under way: {id} was committed after it and has expired since, and \
@@ -330,7 +332,9 @@ impl Collector<'_> {
 
     fn judge(&mut self, object: ObjectInfo, doomed: &mut Vec<ObjectInfo>, found: &mut Vec<(PackId, u64)>) {
         // What has no name of a pack is not ours to delete.
-        let Some(id) = layout::id_of(&object.name).filter(|id| object.name == self.cluster.path(&layout::pack(*id))) else { return };
+        let Some(id) = layout::id_of(&object.name).filter(|id| object.name == self.cluster.path(&layout::pack(*id))) else {
+            return;
+        };
         self.report.packs += 1;
         let id = id.to_bytes();
         if self.referred.has(&id) {
@@ -365,9 +369,12 @@ impl Collector<'_> {
         self.writer.close().await?;
         self.report.swept = std::mem::take(&mut self.pruner.tally);
         // What is left of such a plan is referred to again. It must not be believed when that ends.
-        let done = self.plans.plans.iter().zip(0u32..).filter(|(_, number)| {
-            self.ripeness.is_ripe(*number) && self.remaining.get(number).is_none_or(|count| *count == 0)
-        });
+        let done = self
+            .plans
+            .plans
+            .iter()
+            .zip(0u32..)
+            .filter(|(_, number)| self.ripeness.is_ripe(*number) && self.remaining.get(number).is_none_or(|count| *count == 0));
         let done: Vec<ObjectInfo> = done.map(|(plan, _)| plan.object.clone()).collect();
         let _ = self.pruner.delete(done).await?;
         tidy::tidy(self.cluster, self.report.now, &mut self.pruner).await?;

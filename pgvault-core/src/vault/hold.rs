@@ -137,7 +137,9 @@ async fn records(cluster: &Cluster) -> Result<Vec<(Stored, Record)>> {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
                 return Err(Error::new(ErrorKind::Corrupt, "hold.unreadable", format!("{}: {error}", object.name))
-                    .with_hint("what it holds cannot be known, so nothing is deleted: bring the object back, or use a newer pgvault")
+                    .with_hint(
+                        "what it holds cannot be known, so nothing is deleted: bring the object back, or use a newer pgvault",
+                    )
                     .with_source(error));
             }
             Err(error) => return Err(error),

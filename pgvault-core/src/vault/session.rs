@@ -292,11 +292,7 @@ impl Session {
         if hours < MAX_HOURS {
             return Ok(());
         }
-        Err(Error::new(
-            ErrorKind::Failed,
-            "session.expired",
-            format!("this took {hours} hours; sessions end after {MAX_HOURS}"),
-        )
-        .with_hint("a backup was not committed: make it faster (local source, more workers) and run it again"))
+        Err(Error::new(ErrorKind::Failed, "session.expired", format!("this took {hours} hours; sessions end after {MAX_HOURS}"))
+            .with_hint("a backup was not committed: make it faster (local source, more workers) and run it again"))
     }
 }

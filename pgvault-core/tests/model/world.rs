@@ -95,7 +95,7 @@ struct Program {
 /// The window or the count that a history has.
 fn policy(dice: &mut Dice) -> (Policy, Option<i64>) {
     let days = *dice.pick(&[1, 2, 4, 10]).unwrap();
-    let window = dice.permille(700);
+    let window = dice.permille(500);
     let config = RetentionConfig {
         window: window.then(|| Duration::from_secs(days * 86_400)),
         keep_last: (!window || dice.permille(200)).then_some(1),
@@ -123,8 +123,9 @@ impl Program {
     }
 
     async fn backup(&mut self) -> Result<()> {
-        let mut writing = Writing::begin(&self.cluster).await?;
-        for number in 0..u32::try_from(1 + self.dice.below(3)).unwrap() {
+        let some = u8::try_from(self.dice.below(256)).unwrap();
+        let mut writing = Writing::begin_sharing(&self.cluster, Some(some)).await?;
+        for number in 0..u32::try_from(1 + self.dice.below(4)).unwrap() {
             writing.store(&self.cluster, number).await?;
         }
         let segment = {
@@ -176,7 +177,12 @@ impl Program {
     }
 
     async fn restore(&mut self) -> Result<()> {
-        let there: Vec<Ulid> = self.cluster.store().list(&self.cluster.path(layout::dir::SNAP)).await?.iter()
+        let there: Vec<Ulid> = self
+            .cluster
+            .store()
+            .list(&self.cluster.path(layout::dir::SNAP))
+            .await?
+            .iter()
             .filter_map(|object| layout::id_of(&object.name))
             .collect();
         let Some(id) = self.dice.pick(&there).copied() else { return Ok(()) };
@@ -337,7 +343,8 @@ async fn run(seed: u64) -> Told {
     let ledger: Shared = Rc::default();
     let turnstile = Turnstile::new(place.store.clone());
     let why = format!("seed {seed}");
-    let mut witness = Witness { cluster: place.cluster().await, window, seen: BTreeMap::new(), packs: BTreeMap::new(), why: why.clone() };
+    let mut witness =
+        Witness { cluster: place.cluster().await, window, seen: BTreeMap::new(), packs: BTreeMap::new(), why: why.clone() };
 
     let start = async |number: usize, dice: &mut Dice| -> (usize, JoinHandle<()>) {
         let faulty = FaultyStore::new(place.store.clone());
@@ -378,9 +385,9 @@ async fn run(seed: u64) -> Told {
         programs.push(start(number, &mut dice).await);
     }
     // How fast time goes by the requests: minutes or hours.
-    let pace = *dice.pick(&[3, 10, 40]).unwrap();
+    let pace = *dice.pick(&[3, 10, 25]).unwrap();
     // A collection takes ten times the requests of a backup. Of slow writers it overtakes some, of fast ones none.
-    let haste = *dice.pick(&[1, 8, 40]).unwrap();
+    let haste = *dice.pick(&[1, 5, 15]).unwrap();
     let weight = |program: usize| if matches!(program, 2 | 3) { haste } else { 1 };
     for step in 0..STEPS {
         settle(&turnstile, 1).await;

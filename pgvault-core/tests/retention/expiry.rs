@@ -188,7 +188,8 @@ fn h20_a_hold_does_not_wedge_retention() {
         assert_eq!(wal(&cluster, 1).await, [vec![16], (36..44).collect()].concat());
         // What is missing in between expired: it is no gap.
         let size = u32::try_from(crate::place::SEGMENT).unwrap().try_into().unwrap();
-        let catalog = pgvault_core::wal::catalog::Catalog::load(&cluster, size, pgvault_core::postgres::Lsn::INVALID).await.unwrap();
+        let catalog =
+            pgvault_core::wal::catalog::Catalog::load(&cluster, size, pgvault_core::postgres::Lsn::INVALID).await.unwrap();
         assert_eq!(catalog.gaps().len(), 1);
         assert!(pgvault_core::wal::gap::open(&cluster, &catalog).await.unwrap().is_empty());
         assert!(pgvault_core::wal::gap::holes(&cluster, &catalog).await.unwrap().is_empty());
@@ -214,7 +215,8 @@ fn h10_what_expired_is_recorded_before_it_goes() {
         let _ = expired(&seen, &last(2)).await;
         let calls = faulty.calls();
         let at = |verb: &str, folder: &str| calls.iter().position(|call| call.starts_with(verb) && call.contains(folder)).unwrap();
-        let last_of = |verb: &str, folder: &str| calls.iter().rposition(|call| call.starts_with(verb) && call.contains(folder)).unwrap();
+        let last_of =
+            |verb: &str, folder: &str| calls.iter().rposition(|call| call.starts_with(verb) && call.contains(folder)).unwrap();
         assert!(at("put", "/audit/") < at("delete", "/snap/"));
         assert!(last_of("delete", "/snap/") < at("delete", "/wal/"));
         let mut gone: Vec<Ulid> = Vec::new();

@@ -227,7 +227,8 @@ fn h17_what_has_no_name_of_a_pack_is_left_alone() {
         let place = Place::new().await;
         let cluster = place.cluster().await;
         let id = Ulid(7);
-        for name in [format!("pack/00/{id}.tmp.pack"), format!("pack/00/{id}.pack.tmp.x"), "pack/00/x".into(), format!("pack/zz/{id}.pack")]
+        for name in
+            [format!("pack/00/{id}.tmp.pack"), format!("pack/00/{id}.pack.tmp.x"), "pack/00/x".into(), format!("pack/zz/{id}.pack")]
         {
             cluster.store().put_once(&cluster.path(&name), bytes::Bytes::from_static(b"x")).await.unwrap();
         }

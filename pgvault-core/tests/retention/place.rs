@@ -127,8 +127,13 @@ pub(crate) struct Writing {
 }
 
 impl Writing {
-    /// Announces itself, and takes half of the packs of the newest backup and all that interrupted ones left.
+    /// Announces itself, and takes all packs but one of the newest backup and all that interrupted ones left.
     pub(crate) async fn begin(cluster: &Cluster) -> Result<Self> {
+        Self::begin_sharing(cluster, None).await
+    }
+
+    /// As [`Writing::begin`], and with `some` takes so much of the newest backup as its number decides.
+    pub(crate) async fn begin_sharing(cluster: &Cluster, some: Option<u8>) -> Result<Self> {
         let id = cluster.env().new_id()?;
         let session = Session::begin(cluster, Purpose::Backup, id).await?;
         let mut writing = Self { id, session, packs: BTreeMap::new() };
@@ -141,7 +146,11 @@ impl Writing {
                         cluster.store().list(&cluster.path(layout::dir::PACK)).await?.into_iter().map(|o| o.name).collect();
                     let packs = parent.packs().await?;
                     let known = packs.into_iter().filter(|p| there.contains(&cluster.path(&layout::pack(Ulid::from_bytes(p.id)))));
-                    writing.packs.extend(known.skip(1).map(|pack| (pack.id, pack)));
+                    let shared = known.enumerate().filter(|(at, pack)| match some {
+                        None => *at > 0,
+                        Some(number) => pack.id[15].wrapping_mul(31).wrapping_add(number) % 2 == 0,
+                    });
+                    writing.packs.extend(shared.map(|(_, pack)| (pack.id, pack)));
                     break;
                 }
                 Err(error) if error.kind() == ErrorKind::NotFound => {}

@@ -63,7 +63,9 @@ pub(super) async fn load(cluster: &Cluster) -> Result<Planned> {
     let mut listed = cluster.store().list(&cluster.path(layout::dir::GC)).await?;
     listed.sort_by(|a, b| (a.last_modified, &a.name).cmp(&(b.last_modified, &b.name)));
     for object in listed {
-        let Some(id) = layout::id_of(&object.name).filter(|id| object.name == cluster.path(&layout::gc_plan(*id))) else { continue };
+        let Some(id) = layout::id_of(&object.name).filter(|id| object.name == cluster.path(&layout::gc_plan(*id))) else {
+            continue;
+        };
         let number = u32::try_from(planned.plans.len()).unwrap_or(u32::MAX);
         let looked_at = match read(cluster, id, object.size).await {
             Ok((looked_at, packs)) => {
