@@ -1,5 +1,7 @@
 //! `pgvault du`: what takes how much space.
 
+use std::collections::BTreeMap;
+
 use pgvault_core::Result;
 use pgvault_core::inspect::usage::{Age, measure, saved};
 use serde_json::json;
@@ -8,6 +10,9 @@ use crate::args::{Cli, DuArgs, DuBy};
 use crate::context::Context;
 use crate::exit::Status;
 use crate::output::{Printer, bytes};
+
+/// What is summed up under one line.
+type Key = (Option<String>, Option<&'static str>, Option<Age>);
 
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &DuArgs) -> Result<Status> {
     let context = Context::load(cli)?;
@@ -20,8 +25,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &DuArgs) -> Result<S
     let now = vault.store().now();
     let by = |wanted| args.by.contains(&wanted);
     let rows = measure(&vault, only.as_ref(), now).await?;
-    let mut sums: std::collections::BTreeMap<(Option<String>, Option<&str>, Option<Age>), (u64, u64)> =
-        std::collections::BTreeMap::new();
+    let mut sums: BTreeMap<Key, (u64, u64)> = BTreeMap::new();
     for row in &rows {
         let key = (
             by(DuBy::Cluster).then(|| row.cluster.clone().unwrap_or_else(|| "(vault)".into())),

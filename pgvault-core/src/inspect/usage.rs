@@ -144,7 +144,9 @@ pub async fn saved(cluster: &Cluster) -> Result<Saved> {
         snapshot.table_packs().for_each(|pack| note(pack.id, pack.size));
         let mut table = snapshot.pack_table();
         while let Some(chunk) = table.next_chunk().await? {
-            chunk.iter().for_each(|pack| note(pack.id, pack.size));
+            for pack in &chunk {
+                note(pack.id, pack.size);
+            }
         }
     }
     saved.needed_bytes = packs.values().map(|(size, _)| size).sum();

@@ -357,9 +357,12 @@ impl Wal<'_> {
         let named = WalName::parse(object).filter(|name| name.timeline() == timeline);
         let of = |segment: SegmentName| segment.segment_number(self.size).map_or(Part::Strange, Part::Of);
         match named {
-            Some(WalName::Part { segment, .. }) => of(segment),
-            Some(WalName::File(WalFileName::Segment(segment) | WalFileName::Partial(segment))) => of(segment),
-            Some(WalName::File(WalFileName::BackupHistory(segment, _))) => of(segment),
+            Some(
+                WalName::Part { segment, .. }
+                | WalName::File(
+                    WalFileName::Segment(segment) | WalFileName::Partial(segment) | WalFileName::BackupHistory(segment, _),
+                ),
+            ) => of(segment),
             Some(WalName::File(WalFileName::History(_))) => Part::History,
             None => Part::Strange,
         }

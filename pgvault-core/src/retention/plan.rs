@@ -17,7 +17,7 @@ use crate::vault::session::{MAX_HOURS, Reads};
 use crate::vault::snapshot::Manifest;
 
 /// A backup as retention sees it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct Backup {
     /// Its id.
     pub id: Ulid,
@@ -220,7 +220,9 @@ impl Planner<'_> {
 
     fn window(&mut self, begin: Timestamp) {
         let inside: Vec<Ulid> = self.backups.iter().filter(|b| b.stored_at > begin).map(|b| b.id).collect();
-        inside.into_iter().for_each(|id| self.keep(id, Reason::Window));
+        for id in inside {
+            self.keep(id, Reason::Window);
+        }
         let newest = self.known.lines.keys().next_back().copied();
         let reached: BTreeSet<TimelineId> = self
             .known
@@ -249,18 +251,16 @@ impl Planner<'_> {
             let whole = earlier.iter().find(|b| on(b) && b.whole);
             first.into_iter().chain(whole).map(|b| b.id).collect::<Vec<_>>()
         };
-        match history {
-            Some(history) => newest(&|b| history.contains(b.timeline, b.stop)),
-            // It may have left any of them, anywhere.
-            None => {
-                let parents: BTreeSet<TimelineId> = earlier.iter().map(|b| b.timeline).filter(|t| *t <= timeline).collect();
-                parents.into_iter().flat_map(|parent| newest(&|b| b.timeline == parent)).collect()
-            }
+        if let Some(history) = history {
+            return newest(&|b| history.contains(b.timeline, b.stop));
         }
+        // It may have left any of them, anywhere.
+        let parents: BTreeSet<TimelineId> = earlier.iter().map(|b| b.timeline).filter(|t| *t <= timeline).collect();
+        parents.into_iter().flat_map(|parent| newest(&|b| b.timeline == parent)).collect()
     }
 
     fn counts(&mut self, policy: &Policy) {
-        let newest: Vec<Backup> = self.backups.iter().rev().cloned().collect();
+        let newest: Vec<Backup> = self.backups.iter().rev().copied().collect();
         if let Some(last) = newest.first() {
             self.keep(last.id, Reason::Newest);
         }
@@ -306,7 +306,9 @@ impl Planner<'_> {
         for hold in &self.known.holds {
             let reason = Reason::Held { hold_id: hold.id };
             let (backups, needs) = held(self, hold);
-            backups.into_iter().for_each(|id| self.keep(id, reason));
+            for id in backups {
+                self.keep(id, reason);
+            }
             self.needs.extend(needs);
         }
     }

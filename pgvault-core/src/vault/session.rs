@@ -6,6 +6,7 @@
 //!
 //! A restore and a drill announce themselves as well, where their credentials may write: what they read is not expired meanwhile.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
@@ -214,7 +215,7 @@ impl Watch {
     }
 
     async fn read(&mut self, cluster: &Cluster, id: Ulid) -> Result<Option<&Found>> {
-        if !self.read.contains_key(&id) {
+        if let Entry::Vacant(unread) = self.read.entry(id) {
             let found = match cluster.get_json::<SessionRecord>(Kind::Session, &layout::session(id)).await {
                 Ok(record) => Found::Session(record),
                 Err(error) if error.code() == "object.json" && is_witness(cluster, id).await? => Found::Witness,
@@ -222,7 +223,7 @@ impl Watch {
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
             };
-            let _ = self.read.insert(id, found);
+            let _ = unread.insert(found);
         }
         Ok(self.read.get(&id))
     }

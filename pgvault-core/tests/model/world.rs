@@ -327,7 +327,7 @@ impl Witness {
 pub(crate) async fn history(seed: u64) -> Told {
     let programs = LocalSet::new();
     let ran = std::panic::AssertUnwindSafe(programs.run_until(run(seed)));
-    match futures::FutureExt::catch_unwind(ran).await {
+    match Box::pin(futures::FutureExt::catch_unwind(ran)).await {
         Ok(told) => told,
         Err(panic) => {
             eprintln!("failed with PGVAULT_TEST_SEED={seed}");
@@ -441,8 +441,7 @@ async fn run(seed: u64) -> Told {
     witness.look(&place, &ledger).await;
     afterwards(&place, &witness.cluster, &why).await;
     witness.look(&place, &ledger).await;
-    let told = ledger.borrow().told.clone();
-    told
+    ledger.borrow().told.clone()
 }
 
 /// Lets everything through until a task is done.

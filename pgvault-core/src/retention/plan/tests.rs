@@ -1,3 +1,5 @@
+#![expect(clippy::needless_pass_by_value, reason = "policies are made where they are used")]
+
 use super::*;
 use crate::config::RetentionConfig;
 
