@@ -30,7 +30,7 @@ fn seeds(quick: u64) -> Range<u64> {
 
 #[test]
 fn no_history_of_writers_and_pruners_loses_a_byte_or_keeps_an_orphan() {
-    let (began, seeds) = (std::time::Instant::now(), seeds(30));
+    let (began, seeds) = (std::time::Instant::now(), seeds(60));
     let count = seeds.end - seeds.start;
     let next = std::sync::atomic::AtomicU64::new(seeds.start);
     let told = std::sync::Mutex::new(world::Told::default());
@@ -53,5 +53,5 @@ fn no_history_of_writers_and_pruners_loses_a_byte_or_keeps_an_orphan() {
     let told = told.into_inner().unwrap();
     eprintln!("{count} histories in {:.1} s: {told:?}", began.elapsed().as_secs_f64());
     // Histories in which nothing happens would show nothing.
-    assert!(count < 30 || told.is_busy(), "{told:?}");
+    assert!(count < 60 || told.is_busy(), "{told:?}");
 }

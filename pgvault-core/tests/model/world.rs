@@ -9,7 +9,7 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use object_store::ObjectStore;
 use pgvault_core::config::RetentionConfig;
-use pgvault_core::env::{Env, OsRandom};
+use pgvault_core::env::Env;
 use pgvault_core::retention::{ExpireOptions, Policy, expire};
 use pgvault_core::testing::{Dice, Fault, FaultyStore, Schedule};
 use pgvault_core::vault::gc::{GcOptions, collect};
@@ -20,7 +20,7 @@ use pgvault_core::{Error, ErrorKind, Result};
 use tokio::task::{JoinHandle, LocalSet};
 use ulid::Ulid;
 
-use crate::place::{Place, SEGMENT, Sketch, Writing, backups, names, put_wal, read_all, wal};
+use crate::place::{Place, SEGMENT, Seeded, Sketch, Writing, backups, names, put_wal, read_all, wal};
 use crate::turnstile::Turnstile;
 
 /// What happened.
@@ -338,7 +338,7 @@ pub(crate) async fn history(seed: u64) -> Told {
 
 async fn run(seed: u64) -> Told {
     let mut dice = Dice::new(seed);
-    let place = Place::new().await;
+    let place = Place::of_seed(!seed).await;
     let (policy, window) = policy(&mut dice);
     let ledger: Shared = Rc::default();
     let turnstile = Turnstile::new(place.store.clone());
@@ -355,7 +355,7 @@ async fn run(seed: u64) -> Told {
                     place.now() + SignedDuration::from_hours(i64::try_from(dice.below(20_000)).unwrap() - 10_000),
                 );
                 let store: Arc<dyn ObjectStore> = Arc::new(turnstile.of(number, Arc::new(faulty.clone())));
-                let env = Env::new(Arc::new(clock), Arc::new(OsRandom));
+                let env = Env::new(Arc::new(clock), Arc::new(Seeded::new(dice.roll())));
                 let opened = tokio::task::spawn_local({
                     let place = place.clone();
                     async move { place.over(store, env).await.unwrap() }

@@ -2,7 +2,7 @@
 //! real one stores them and through the same functions.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use jiff::{SignedDuration, Timestamp};
 use object_store::ObjectStore;
@@ -10,12 +10,12 @@ use object_store::memory::InMemory;
 use pgvault_core::clock::{Clock, FixedClock};
 use pgvault_core::crypto::sealed::{FrameEncoder, SealedWriter};
 use pgvault_core::crypto::slot::{Unlock, Wrap};
-use pgvault_core::env::{Env, OsRandom};
+use pgvault_core::env::{Env, Random};
 use pgvault_core::format::object::Kind;
 use pgvault_core::format::pack_table::{PackKind, PackRef};
 use pgvault_core::postgres::{Lsn, SegmentName, SystemId, TimelineId, WalFileName, WalSegNo};
 use pgvault_core::store::{Settings, Store, StoreOptions};
-use pgvault_core::testing::TimedStore;
+use pgvault_core::testing::{Dice, TimedStore};
 use pgvault_core::vault::audit::{self, Event};
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::vault::session::{self, Purpose, Session};
@@ -37,6 +37,27 @@ pub(crate) struct Place {
     pub(crate) store: Arc<dyn ObjectStore>,
     name: ClusterName,
     secret: String,
+    seed: u64,
+}
+
+/// Randomness that a seed gives: names decide what comes before what.
+#[derive(Debug)]
+pub(crate) struct Seeded(Mutex<Dice>);
+
+impl Seeded {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(Mutex::new(Dice::new(seed)))
+    }
+}
+
+impl Random for Seeded {
+    fn fill(&self, out: &mut [u8]) -> Result<()> {
+        let mut dice = self.0.lock().unwrap();
+        for chunk in out.chunks_mut(8) {
+            chunk.copy_from_slice(&dice.roll().to_le_bytes()[..chunk.len()]);
+        }
+        Ok(())
+    }
 }
 
 /// No waits: whoever wants repetitions repeats.
@@ -46,12 +67,17 @@ pub(crate) fn options() -> StoreOptions {
 
 impl Place {
     pub(crate) async fn new() -> Self {
+        Self::of_seed(0).await
+    }
+
+    /// With the names that a seed gives.
+    pub(crate) async fn of_seed(seed: u64) -> Self {
         let clock = Arc::new(FixedClock::new("2026-01-05T00:00:00Z".parse().unwrap()));
         let store: Arc<dyn ObjectStore> = Arc::new(TimedStore::new(Arc::new(InMemory::new()), clock.clone()));
         let key = age::x25519::Identity::generate();
         let secret = age::secrecy::ExposeSecret::expose_secret(&key.to_string()).to_owned();
         let name = ClusterName::new("main", SystemId(7)).unwrap();
-        let place = Self { clock, store, name, secret };
+        let place = Self { clock, store, name, secret, seed };
         let plain = Store::new(place.store.clone(), "memory:///", options());
         let (vault, _) = Vault::create(plain, place.env()).await.unwrap();
         assert!(vault.create_cluster(&place.name, &[Wrap::Recipient(key.to_public().to_string())]).await.unwrap());
@@ -59,7 +85,7 @@ impl Place {
     }
 
     fn env(&self) -> Env {
-        Env::new(self.clock.clone(), Arc::new(OsRandom))
+        Env::new(self.clock.clone(), Arc::new(Seeded::new(self.seed)))
     }
 
     pub(crate) async fn cluster(&self) -> Cluster {
