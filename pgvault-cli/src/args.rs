@@ -68,6 +68,15 @@ pub(crate) enum Command {
     Check(CheckArgs),
     /// Verify every object's hash, without a key
     Scrub(ScrubArgs),
+    /// Delete the backups and the WAL that the retention policy does not keep; only the pruner's credentials can
+    Expire(ExpireArgs),
+    /// Delete what no backup refers to, days after it was found; only the pruner's credentials can
+    Gc(GcArgs),
+    /// Keep a backup, or a stretch of time, whatever the retention policy says
+    #[command(subcommand)]
+    Hold(HoldCommand),
+    /// Show what takes how much space
+    Du(DuArgs),
     /// Look whether the store keeps its promises: create-only writes, locks, versions, rights, clock
     Doctor(DoctorArgs),
     /// Bring objects back that were deleted or overwritten in a store that keeps versions
@@ -344,6 +353,90 @@ pub(crate) struct CheckArgs {
     /// Compare names, sizes and manifests only; do not read data and WAL
     #[arg(long)]
     pub(crate) sizes_only: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ExpireArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Delete nothing; list each object that would go, and why each backup is kept
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GcArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Delete nothing and write no plan
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// Time between finding something and deleting it; at least 72h
+    #[arg(long, value_name = "DURATION", default_value = "72h")]
+    pub(crate) grace: jiff::SignedDuration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HoldCommand {
+    /// Hold a backup, or every moment of a stretch of time
+    Add(HoldAddArgs),
+    /// Show the holds in force
+    List(ClusterArgs),
+    /// Take a hold back
+    Remove(HoldRemoveArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HoldAddArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// The backup to hold
+    #[arg(long, value_name = "ID", required_unless_present = "from", conflicts_with_all = ["from", "to"])]
+    pub(crate) backup: Option<String>,
+
+    /// The first moment to hold (RFC 3339 time with zone)
+    #[arg(long, value_name = "TIME", requires = "to")]
+    pub(crate) from: Option<jiff::Timestamp>,
+
+    /// The last moment to hold (RFC 3339 time with zone)
+    #[arg(long, value_name = "TIME", requires = "from")]
+    pub(crate) to: Option<jiff::Timestamp>,
+
+    /// Why
+    #[arg(long, default_value = "")]
+    pub(crate) reason: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct HoldRemoveArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+    /// The hold's id, as `hold list` shows it
+    pub(crate) hold_id: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub(crate) enum DuBy {
+    /// By cluster
+    Cluster,
+    /// By kind of object
+    Kind,
+    /// By age
+    Age,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DuArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// What to sum by
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "cluster,kind")]
+    pub(crate) by: Vec<DuBy>,
 }
 
 #[derive(Debug, Args)]

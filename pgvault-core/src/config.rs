@@ -176,13 +176,43 @@ pub enum Durability {
     Spool,
 }
 
-/// `[cluster.NAME.retention]`
-#[derive(Debug, Clone, Default, Deserialize)]
+/// `[cluster.NAME.retention]`: what [`Policy`](crate::retention::Policy) is made of. Nothing expires without any.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct RetentionConfig {
     /// How far back every moment must stay restorable.
     #[serde(deserialize_with = "load::optional_duration")]
     pub window: Option<Duration>,
+    /// Keep so many of the newest backups.
+    pub keep_last: Option<u32>,
+    /// Keep the newest backup of each of so many days that have one.
+    pub daily: Option<u32>,
+    /// The same of weeks, which begin on Monday.
+    pub weekly: Option<u32>,
+    /// The same of months.
+    pub monthly: Option<u32>,
+    /// The same of years.
+    pub yearly: Option<u32>,
+    /// Where days begin, as in `Europe/Berlin`; UTC when not given.
+    pub time_zone: Option<String>,
+    /// Never fewer backups without damaged pages than so many; 1 when not given.
+    pub min_backups: Option<u32>,
+    /// Which WAL is kept beside what makes each backup consistent.
+    pub wal: KeepWal,
+    /// How far back somebody needs every moment to be restorable; `doctor` compares the window with it.
+    #[serde(deserialize_with = "load::optional_duration")]
+    pub need: Option<Duration>,
+}
+
+/// Which WAL is kept beside what makes each backup consistent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KeepWal {
+    /// All from the start of the oldest kept backup on: every moment since can be restored.
+    #[default]
+    All,
+    /// All that the window needs. Of older backups only the moment of the backup itself can be restored.
+    Window,
 }
 
 impl Config {

@@ -6,11 +6,13 @@
 //!   maps against the packs, the WAL of every backup, and what should be there but is not.
 //!
 //! - [`doctor`] asks the store itself: whether it keeps what it is relied on for.
+//! - [`usage`] sums up what takes how much space.
 //!
 //! None starts a server; only a restore drill proves a backup.
 
 mod check;
 pub mod doctor;
+pub mod usage;
 
 use std::collections::BTreeSet;
 

@@ -127,6 +127,7 @@ pub mod inspect;
 pub mod postgres;
 pub mod progress;
 pub mod restore;
+pub mod retention;
 pub mod store;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -16,6 +16,8 @@ mod failure;
 mod gate;
 mod http;
 mod keep;
+mod listing;
+mod prune;
 mod read;
 
 use std::fmt;
@@ -26,7 +28,6 @@ use std::time::Duration;
 
 use backon::{BackoffBuilder, ExponentialBuilder};
 use bytes::Bytes;
-use futures::TryStreamExt;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{Attribute, GetOptions, GetResult, ObjectStore, ObjectStoreExt, PutMode, PutOptions, PutPayload, TagSet};
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 
 pub use gate::{Limits, Requests};
 pub(crate) use keep::oldest_first;
+pub use prune::Pruned;
 pub(crate) use read::Reading;
 pub use settings::{Class, Settings, StoreOptions};
 
@@ -455,67 +457,6 @@ impl Store {
     pub async fn head(&self, name: &str) -> Result<ObjectInfo> {
         let meta = self.retried(Verb::Head, "stat", name, || async { self.inner.head(&path(name)?).await }).await?;
         info(&meta)
-    }
-
-    /// Every object below a prefix, sorted by name.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn list(&self, prefix: &str) -> Result<Vec<ObjectInfo>> {
-        self.list_after(prefix, None).await
-    }
-
-    /// Every object below a prefix whose name sorts after `after`, sorted by name.
-    ///
-    /// # Errors
-    /// When the store fails.
-    pub async fn list_after(&self, prefix: &str, after: Option<&str>) -> Result<Vec<ObjectInfo>> {
-        let failed = |e| self.describe(Failure::new(e), "list", prefix);
-        let folder = path(prefix).map_err(failed)?;
-        let after = after.map(path).transpose().map_err(failed)?;
-        let mut metas: Vec<object_store::ObjectMeta> = Vec::new();
-        let (mut begin, mut delays) = (after.clone(), self.delays());
-        // Each page is a request. All of them together take as long as there are objects, so one that fails is asked for again
-        // and not the whole: clouds list by name. Other stores begin anew.
-        while let Err(failure) = self.list_into(&folder, begin.as_ref(), &mut metas).await {
-            match delays.next() {
-                Some(delay) if !failure.is_permanent() => {
-                    tracing::warn!(prefix, error = %failure, "a listing broke off, going on");
-                    self.back_off(delay).await;
-                }
-                _ => return Err(self.describe(failure, "list", prefix)),
-            }
-            let last = metas.iter().map(|meta| &meta.location).max().cloned();
-            if !self.is_cloud {
-                metas.clear();
-            } else if last.is_some() && last != begin {
-                (begin, delays) = (last, self.delays());
-            }
-        }
-        let mut found = metas.iter().map(info).collect::<Result<Vec<_>>>()?;
-        // Azurite takes `startFrom` and ignores it. Whoever asks must not depend on where a store begins.
-        found.retain(|object| after.as_ref().is_none_or(|after| object.name.as_str() > after.as_ref()));
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        found.dedup_by(|a, b| a.name == b.name);
-        Ok(found)
-    }
-
-    /// Adds what is listed, and stops at the first request that fails.
-    async fn list_into(
-        &self,
-        folder: &Path,
-        after: Option<&Path>,
-        metas: &mut Vec<object_store::ObjectMeta>,
-    ) -> Result<(), Failure> {
-        self.count(Verb::List);
-        let mut listing = match after {
-            Some(after) => self.inner.list_with_offset(Some(folder), after),
-            None => self.inner.list(Some(folder)),
-        };
-        while let Some(meta) = self.bounded(Duration::ZERO, listing.try_next()).await? {
-            metas.push(meta);
-        }
-        Ok(())
     }
 
     /// The names one level below a prefix that have something below them.

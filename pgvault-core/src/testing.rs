@@ -1,6 +1,7 @@
 //! How the promises about stores are kept: stores and networks that fail on purpose, and what a store must do to be one.
 //!
 //! - [`FaultyStore`] fails at its k-th call, or follows a [`Schedule`] of faults that a seed gives.
+//! - [`TimedStore`] has the clock of a test, so that days pass in a line.
 //! - [`conformance`] asks a store for everything that pgvault relies on. Whoever operates a store that is not in the list of
 //!   those that were tested can run it from a test of ten lines.
 //! - [`proxy`] stands between pgvault and a real server and does to their connection what only a network can.
@@ -20,9 +21,11 @@ pub mod conformance;
 mod faulty;
 pub mod proxy;
 mod schedule;
+mod timed;
 
 pub use faulty::{Fault, FaultyStore, Lag, ListOrder, Pace};
 pub use schedule::{Dice, Schedule};
+pub use timed::TimedStore;
 
 /// Everything in a store, by name.
 pub type Objects = BTreeMap<String, Bytes>;

@@ -6,10 +6,13 @@
 
 pub mod audit;
 pub mod features;
+pub mod gc;
+pub mod hold;
 mod init;
 pub mod keyring;
 pub mod layout;
 pub mod maps;
+pub mod prune;
 pub mod session;
 pub mod snapshot;
 pub mod tables;

@@ -79,7 +79,7 @@ async fn assert_writes_refused(cluster: &Cluster, memory: &Arc<InMemory>, store:
     refused(keyring::record_creation(cluster).await);
     refused(keyring::add(cluster, &wrap, "new").await);
     refused(keyring::start_epoch(cluster).await);
-    refused(audit::record(cluster, audit::Event::BackupExpired { backup_id: Ulid(1) }).await);
+    refused(audit::record(cluster, audit::Event::BackupExpired { backup_id: Ulid(1), committed: None }).await);
     let history = &seal_file(cluster, "00000003.history".parse().unwrap(), HISTORY).unwrap()[0];
     refused(cluster.put(history).await);
     refused(object::put(cluster, history, HISTORY).await);

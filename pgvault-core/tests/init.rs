@@ -79,7 +79,7 @@ async fn init(store: Store, key: &Key) -> Result<String> {
     let _ = vault.create_cluster(&cluster_name(), &[key.wrap()]).await?;
     let cluster = vault.unlock(&cluster_name(), &key.unlock()).await?;
     let _ = keyring::record_creation(&cluster).await?;
-    audit::record(&cluster, audit::Event::BackupExpired { backup_id: Ulid(1) }).await?;
+    audit::record(&cluster, audit::Event::BackupExpired { backup_id: Ulid(1), committed: None }).await?;
     Ok(cluster.keys().master().commitment(cluster.keys().identity()))
 }
 

@@ -67,7 +67,8 @@ pub async fn backup(cluster: &Cluster, options: &BackupOptions) -> Result<Manife
     let id = cluster.env().new_id()?;
     let server = Server::connect(cluster, options).await?;
     let session = Session::begin(cluster, Purpose::Backup, id).await?;
-    run(cluster, options, id, server, session).await
+    // Large, and not every caller's stack is.
+    Box::pin(run(cluster, options, id, server, session)).await
 }
 
 async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: Server, session: Session) -> Result<Manifest> {

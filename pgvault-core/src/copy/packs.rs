@@ -21,7 +21,6 @@ use crate::vault::{Cluster, layout, lost};
 use crate::{Error, ErrorKind, Result};
 
 /// What a garbage collection is going to delete (docs/format.md names the kind and reserves it).
-const PLANS: &str = "gc/";
 
 /// Packs that are opened at once.
 const PARALLEL: usize = 8;
@@ -58,7 +57,7 @@ impl Shelf {
         let unread = snapshot::list(target).await?.snapshots;
         let listed = target.store().list(&target.path(layout::dir::PACK)).await?;
         let listed = listed.into_iter().filter_map(|object| Some((layout::id_of(&object.name)?.to_bytes(), object))).collect();
-        let collecting = !target.store().list(&target.path(PLANS)).await?.is_empty();
+        let collecting = !target.store().list(&target.path(layout::dir::GC)).await?.is_empty();
         Ok(Self { session, opened, listed, known: HashMap::new(), unread, collecting })
     }
 

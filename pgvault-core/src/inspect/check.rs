@@ -22,6 +22,7 @@ use crate::vault::maps::MapReader;
 use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
 use crate::vault::{Cluster, audit, layout};
 use crate::wal::catalog::Catalog;
+use crate::wal::gap;
 use crate::wal::object::{self, WalName};
 use crate::{Error, ErrorKind, Result};
 
@@ -169,7 +170,8 @@ impl Checker<'_> {
 
     /// Decrypts every frame of every sealed object.
     async fn decode_objects(&mut self) -> Result<()> {
-        let small = [layout::dir::SNAP, layout::dir::SESSION, layout::dir::AUDIT, layout::dir::DRILL];
+        let small =
+            [layout::dir::SNAP, layout::dir::SESSION, layout::dir::AUDIT, layout::dir::DRILL, layout::dir::HOLD, layout::dir::GC];
         let names: Vec<(String, u64)> = self
             .objects
             .iter()
@@ -370,7 +372,7 @@ impl Checker<'_> {
                     true
                 }
                 audit::Event::BackupCommitted { backup_id } => committed.insert(backup_id),
-                audit::Event::BackupExpired { backup_id } => expired.insert(backup_id),
+                audit::Event::BackupExpired { backup_id, .. } => expired.insert(backup_id),
                 audit::Event::KeyAdded { key_id } => added.insert(key_id),
                 audit::Event::KeyRevoked { key_id } => {
                     *revocations.entry(key_id).or_default() += 1;
@@ -383,6 +385,9 @@ impl Checker<'_> {
                 audit::Event::EpochStarted { .. }
                 | audit::Event::Restored { .. }
                 | audit::Event::WalGap { .. }
+                | audit::Event::WalExpired { .. }
+                | audit::Event::HoldPlaced { .. }
+                | audit::Event::HoldRemoved { .. }
                 | audit::Event::Unknown => false,
             };
         }
@@ -456,7 +461,7 @@ impl Checker<'_> {
                 sorted(hurts),
             );
         }
-        for gap in catalog.gaps() {
+        for gap in gap::holes(self.cluster, &catalog).await? {
             let on_it = |b: &&Manifest| b.timeline == gap.timeline && b.stop_lsn <= gap.from;
             let object = self.cluster.path(&layout::wal_timeline(gap.timeline));
             let problem = format!("WAL from {} to {} is missing: no backup before it can be recovered past it", gap.from, gap.to);

@@ -22,7 +22,8 @@ use crate::format::pack_table::PackRef;
 use crate::postgres::{TablespaceMap, TablespaceMapEntry, invalidate_checkpoint};
 use crate::progress::SharedProgress;
 use crate::vault::maps::MapReader;
-use crate::vault::{Cluster, audit};
+use crate::vault::session::{Purpose, Reads, Session};
+use crate::vault::{Cluster, audit, layout};
 use crate::{Error, ErrorKind, Result};
 
 const CONTROL: &str = "global/pg_control";
@@ -78,6 +79,7 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     for root in &roots {
         check_root(root, options.delta, root == &options.pgdata)?;
     }
+    let mut told = announce(cluster, plan).await?;
     // So is the vault: without these nothing can be restored, and `--delta` would spoil a directory for nothing.
     let packs: BTreeMap<PackId, PackRef> = plan.snapshot.packs().await?.into_iter().map(|p| (p.id, p)).collect();
     for root in &roots {
@@ -112,7 +114,8 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
         }
     }
     writer.write(batch).await?;
-    let warnings = finish(plan, options, &locations, &roots)?;
+    let mut warnings = finish(plan, options, &locations, &roots)?;
+    warnings.append(&mut told);
     let record = audit::Event::Restored {
         backup_id: manifest.id,
         target: plan.target.to_string(),
@@ -128,6 +131,26 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
         duration: began.elapsed(),
         warnings,
     })
+}
+
+/// Announces what is read, so that it is not expired meanwhile, and looks whether that came too late; gives warnings.
+async fn announce(cluster: &Cluster, plan: &Plan) -> Result<Vec<String>> {
+    let manifest = &plan.snapshot.manifest;
+    if let Err(error) = Session::read(cluster, Purpose::Restore, Reads::of(manifest)).await {
+        // A restorer's credentials need not be able to write, and a store that takes nothing may still give.
+        tracing::warn!(%error, "the restore could not be announced: `pgvault expire` does not know of it");
+        return Ok(vec![format!(
+            "the restore could not be announced, so `pgvault expire` must not run before it is over: {error}"
+        )]);
+    }
+    match cluster.store().head(&cluster.path(&layout::snapshot(manifest.id))).await {
+        Ok(_) => Ok(Vec::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            Err(Error::new(ErrorKind::NotFound, "backup.expired", format!("backup {} has expired meanwhile", manifest.id))
+                .with_hint("run the restore again: it takes another backup, if one reaches the target"))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// Where each tablespace goes, by oid.

@@ -28,10 +28,32 @@ pub enum Event {
         /// The backup.
         backup_id: Ulid,
     },
-    /// A base backup was expired.
+    /// A base backup is going to be expired: written before it is.
     BackupExpired {
         /// The backup.
         backup_id: Ulid,
+        /// When the store says it was committed; garbage collection wants to know. Absent in records of older versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        committed: Option<jiff::Timestamp>,
+    },
+    /// WAL that nothing needs any more is going to be deleted: written before it is, so that its absence is no gap.
+    WalExpired {
+        /// The timeline.
+        timeline: TimelineId,
+        /// The first position.
+        from: Lsn,
+        /// The first position behind it.
+        to: Lsn,
+    },
+    /// A hold was placed.
+    HoldPlaced {
+        /// The hold.
+        hold_id: Ulid,
+    },
+    /// A hold is going to be removed: written before it is.
+    HoldRemoved {
+        /// The hold.
+        hold_id: Ulid,
     },
     /// A key slot was added.
     KeyAdded {

@@ -32,6 +32,10 @@ pub mod dir {
     pub const AUDIT: &str = "audit/";
     /// Receipts of restore drills.
     pub const DRILL: &str = "drill/";
+    /// What a first pass of garbage collection found.
+    pub const GC: &str = "gc/";
+    /// Legal holds, and their removals.
+    pub const HOLD: &str = "hold/";
 }
 
 /// One PostgreSQL cluster: the name from the configuration and the identity from `initdb`.
@@ -92,7 +96,8 @@ pub fn class_of(name: &str) -> Class {
         Some(dir::PACK) => Class::Data,
         Some(dir::WAL) => Class::Wal,
         // A session's end is its deadline. Who deletes one early gains nothing before garbage is collected, days later.
-        Some(dir::SESSION) => Class::Transient,
+        // A plan deletes nothing by itself.
+        Some(dir::SESSION | dir::GC) => Class::Transient,
         _ => Class::Meta,
     }
 }
@@ -141,6 +146,21 @@ pub fn session(id: Ulid) -> String {
 /// An audit record, relative to the cluster.
 pub fn audit(id: Ulid) -> String {
     format!("{}{id}", dir::AUDIT)
+}
+
+/// A plan of garbage collection, relative to the cluster.
+pub fn gc_plan(id: Ulid) -> String {
+    format!("{}{id}.plan", dir::GC)
+}
+
+/// A hold, or the removal of one, relative to the cluster.
+pub fn hold(id: Ulid) -> String {
+    format!("{}{id}", dir::HOLD)
+}
+
+/// The folder of packs whose names' hash begins with `shard`, relative to the cluster.
+pub fn pack_shard(shard: u8) -> String {
+    format!("{}{shard:02x}/", dir::PACK)
 }
 
 /// The folder of a timeline's WAL, relative to the cluster.

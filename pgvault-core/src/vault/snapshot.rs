@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
-use super::tables::{self, FIRST_CHUNK, FileTable, Tables};
+use super::tables::{self, FIRST_CHUNK, FileTable, PackTable, Tables};
 use super::{Cluster, StoredObject, layout};
 use crate::crypto::sealed::{FrameEncoder, SealedObject, SealedWriter};
 use crate::format::FormatError;
@@ -182,7 +182,17 @@ impl OpenSnapshot {
     /// # Errors
     /// When the store fails or a table was changed.
     pub async fn packs(&self) -> Result<Vec<PackRef>> {
-        tables::packs(&self.object, &self.index).await
+        let mut packs = Vec::new();
+        let mut table = self.pack_table();
+        while let Some(more) = table.next_chunk().await? {
+            packs.extend(more);
+        }
+        Ok(packs)
+    }
+
+    /// The table of the packs that its files need, for who cannot hold all of it.
+    pub fn pack_table(&self) -> PackTable<'_> {
+        PackTable::new(&self.object, &self.index)
     }
 
     /// The packs that the tables themselves lie in; none when they are in the manifest's object.

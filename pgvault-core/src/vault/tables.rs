@@ -9,6 +9,7 @@ use ulid::Ulid;
 use super::{Cluster, StoredObject, layout, lost};
 use crate::crypto::sealed::{FrameEncoder, SealedWriter};
 use crate::format::file_table::{self, FileEntry};
+use crate::format::map::PackId;
 use crate::format::object::Kind;
 use crate::format::pack_table::{self, PackKind, PackRef};
 use crate::format::table_index::{TableIndex, TablePack};
@@ -134,20 +135,37 @@ fn unordered(table: &'static str) -> Error {
     FormatError::new(table, "has chunks that are not in order").into()
 }
 
-/// The whole pack table.
-pub(super) async fn packs(manifest: &StoredObject, index: &TableIndex) -> Result<Vec<PackRef>> {
-    let mut chunks = Chunks { manifest, index, open: None };
-    let mut packs: Vec<PackRef> = Vec::new();
-    for number in 0..index.pack_chunks {
-        let more = pack_table::parse_chunk(&chunks.read(number).await?)?;
-        if let (Some(last), Some(first)) = (packs.last(), more.first())
-            && last.id >= first.id
+/// Reads the pack table, chunk by chunk.
+#[derive(Debug)]
+pub struct PackTable<'a> {
+    chunks: Chunks<'a>,
+    next: u32,
+    last: Option<PackId>,
+}
+
+impl<'a> PackTable<'a> {
+    pub(super) fn new(manifest: &'a StoredObject, index: &'a TableIndex) -> Self {
+        Self { chunks: Chunks { manifest, index, open: None }, next: 0, last: None }
+    }
+
+    /// The next packs, in the order of their ids; `None` behind the last.
+    ///
+    /// # Errors
+    /// When the store fails or the table was changed.
+    pub async fn next_chunk(&mut self) -> Result<Option<Vec<PackRef>>> {
+        if self.next >= self.chunks.index.pack_chunks {
+            return Ok(None);
+        }
+        let packs = pack_table::parse_chunk(&self.chunks.read(self.next).await?)?;
+        self.next += 1;
+        if let (Some(last), Some(first)) = (self.last, packs.first())
+            && last >= first.id
         {
             return Err(unordered("pack table"));
         }
-        packs.extend(more);
+        self.last = packs.last().map(|pack| pack.id).or(self.last);
+        Ok(Some(packs))
     }
-    Ok(packs)
 }
 
 /// The chunks of the file table, as they are stored.

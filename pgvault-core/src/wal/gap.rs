@@ -82,6 +82,59 @@ pub async fn record(cluster: &Cluster, gap: Gap) -> Result<bool> {
 /// # Errors
 /// When the store fails.
 pub async fn recorded(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
+    Ok(records(cluster).await?.gaps)
+}
+
+/// The holes of a catalog that nobody made on purpose: without what expired.
+///
+/// # Errors
+/// When the store fails.
+pub async fn holes(cluster: &Cluster, catalog: &Catalog) -> Result<Vec<Gap>> {
+    let holes = catalog.gaps();
+    if holes.is_empty() {
+        return Ok(holes);
+    }
+    Ok(records(cluster).await?.without_expired(holes))
+}
+
+/// What the audit log says of WAL that is not there.
+#[derive(Debug, Default)]
+struct Records {
+    gaps: Vec<(Gap, Timestamp)>,
+    /// What was deleted because nothing needed it, sorted and joined.
+    expired: Vec<Gap>,
+}
+
+impl Records {
+    fn without_expired(&self, mut holes: Vec<Gap>) -> Vec<Gap> {
+        let is_covered = |hole: &Gap| {
+            self.expired.iter().any(|range| range.timeline == hole.timeline && range.from <= hole.from && hole.to <= range.to)
+        };
+        holes.retain(|hole| !is_covered(hole));
+        holes
+    }
+
+    /// The recorded gaps, but for those where everything around has expired since (H20).
+    fn without_expired_gaps(&self) -> Vec<(Gap, Timestamp)> {
+        let kept = |gap: &Gap| !self.without_expired(vec![*gap]).is_empty();
+        self.gaps.iter().copied().filter(|(gap, _)| kept(gap)).collect()
+    }
+
+    /// Joins what touches: of a hole, one run may have deleted one half and the next the other.
+    fn join(&mut self) {
+        self.expired.sort_by_key(|range| (range.timeline, range.from));
+        let mut joined: Vec<Gap> = Vec::new();
+        for range in self.expired.drain(..) {
+            match joined.last_mut().filter(|last| last.timeline == range.timeline && range.from <= last.to) {
+                Some(last) => last.to = last.to.max(range.to),
+                None => joined.push(range),
+            }
+        }
+        self.expired = joined;
+    }
+}
+
+async fn records(cluster: &Cluster) -> Result<Records> {
     let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
     let ids: Vec<_> = listed.iter().filter_map(|object| layout::id_of(&object.name)).collect();
     let read = ids.into_iter().map(|id| {
@@ -89,7 +142,7 @@ pub async fn recorded(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
         async move { audit::read(&cluster, &layout::audit(id)).await }
     });
     let mut reading = stream::iter(read.collect::<Vec<_>>()).buffered(PARALLEL);
-    let mut gaps: Vec<(Gap, Timestamp)> = Vec::new();
+    let mut records = Records::default();
     while let Some(record) = reading.next().await {
         let record = match record {
             Ok(record) => record,
@@ -97,14 +150,19 @@ pub async fn recorded(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound) => continue,
             Err(error) => return Err(error),
         };
-        if let Event::WalGap { timeline, from, to } = record.event {
-            let gap = Gap { timeline, from, to };
-            if from < to && gaps.iter().all(|(known, _)| *known != gap) {
-                gaps.push((gap, record.at));
+        match record.event {
+            Event::WalGap { timeline, from, to } => {
+                let gap = Gap { timeline, from, to };
+                if from < to && records.gaps.iter().all(|(known, _)| *known != gap) {
+                    records.gaps.push((gap, record.at));
+                }
             }
+            Event::WalExpired { timeline, from, to } => records.expired.push(Gap { timeline, from, to }),
+            _ => {}
         }
     }
-    Ok(gaps)
+    records.join();
+    Ok(records)
 }
 
 /// The gaps that there are: the holes of the catalog, and what was recorded and is still not there. Without times.
@@ -112,8 +170,9 @@ pub async fn recorded(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
 /// # Errors
 /// When the store fails.
 pub async fn open(cluster: &Cluster, catalog: &Catalog) -> Result<Vec<TimedGap>> {
-    let mut gaps: Vec<TimedGap> = catalog.gaps().into_iter().map(TimedGap::new).collect();
-    for (gap, at) in recorded(cluster).await? {
+    let records = records(cluster).await?;
+    let mut gaps: Vec<TimedGap> = records.without_expired(catalog.gaps()).into_iter().map(TimedGap::new).collect();
+    for (gap, at) in records.without_expired_gaps() {
         let mut is_hole = false;
         for hole in gaps.iter_mut().filter(|hole| hole.overlaps(&gap)) {
             hole.recorded_at = hole.recorded_at.or(Some(at));
