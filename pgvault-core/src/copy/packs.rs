@@ -20,8 +20,6 @@ use crate::vault::snapshot::{self, OpenSnapshot};
 use crate::vault::{Cluster, layout, lost};
 use crate::{Error, ErrorKind, Result};
 
-/// What a garbage collection is going to delete (docs/format.md names the kind and reserves it).
-
 /// Packs that are opened at once.
 const PARALLEL: usize = 8;
 
