@@ -15,6 +15,7 @@ mod file;
 pub(crate) mod keep;
 mod leftovers;
 mod local;
+mod options;
 mod packer;
 mod parent;
 mod pipeline;
@@ -24,4 +25,5 @@ mod server;
 mod usage;
 mod worker;
 
-pub use run::{BackupOptions, backup};
+pub use options::BackupOptions;
+pub use run::backup;

@@ -3,19 +3,17 @@
 //! The order is the format's: session, packs, maps, WAL up to the stop position, deadline, manifest. Whatever fails before
 //! the manifest leaves orphans that garbage collection removes, never a backup that does not restore.
 
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use ulid::Ulid;
 
 use super::keep;
 use super::leftovers::Leftovers;
+use super::options::BackupOptions;
 use super::parent::Parent;
 use super::pipeline::{Before, Output};
 use super::server::{Copied, Copying, Server};
-use crate::postgres::{BackupLabel, ConnInfo};
-use crate::progress::SharedProgress;
+use crate::postgres::BackupLabel;
 use crate::vault::audit::{self, Event};
 use crate::vault::session::{Purpose, Session};
 use crate::vault::snapshot::{BackupKind, BadPage, Manifest, Snapshot, SourceKind};
@@ -26,31 +24,6 @@ use crate::{Error, ErrorKind, Result};
 
 /// Warnings that a manifest keeps.
 const MAX_WARNINGS: usize = 500;
-
-/// How to take a backup.
-#[derive(Debug, Clone)]
-pub struct BackupOptions {
-    /// The server.
-    pub connection: ConnInfo,
-    /// The data directory, for a local source; `None` for a remote one.
-    pub pgdata: Option<PathBuf>,
-    /// zstd level.
-    pub level: i32,
-    /// Threads for the CPU work.
-    pub workers: usize,
-    /// What the operator attaches to the backup.
-    pub labels: BTreeMap<String, String>,
-    /// Fail instead of finishing with a list of bad pages.
-    pub strict: bool,
-    /// Wait for a spread checkpoint instead of asking for one at once.
-    pub spread_checkpoint: bool,
-    /// How long others get to archive the WAL of the backup before it is fetched from the server.
-    pub archive_patience: Option<Duration>,
-    /// Store everything, whatever the vault has already.
-    pub full: bool,
-    /// Told about progress.
-    pub progress: SharedProgress,
-}
 
 /// A warning says so when a restore would read more than this for each byte it writes.
 const MAX_AMPLIFICATION: f64 = 2.5;

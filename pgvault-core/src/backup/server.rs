@@ -4,9 +4,9 @@ use jiff::Timestamp;
 use ulid::Ulid;
 
 use super::local;
+use super::options::BackupOptions;
 use super::pipeline::{Before, Output, Pipeline, Setting};
 use super::remote;
-use super::run::BackupOptions;
 use super::worker::PageRules;
 use crate::format::file_table::FileEntry;
 use crate::postgres::{
