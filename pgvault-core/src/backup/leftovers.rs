@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use super::file::REGION;
-use crate::crypto::sealed::{ObjectReader, SealedObject};
+use crate::crypto::sealed::{ObjectReader, SealedObject, verify_keyless};
 use crate::format::map::PackId;
 use crate::format::object::{Kind, TAIL_LEN, Tail};
 use crate::format::pack_table::{PackKind, PackRef};
@@ -100,6 +100,8 @@ async fn read(cluster: &Cluster, id: Ulid) -> Result<Option<(PackRef, Vec<(u32, 
     let Some(bytes) = cluster.store().get_if_exists(&cluster.path(&name)).await? else { return Ok(None) };
     let keys = cluster.keys().clone();
     let checked = tokio::task::spawn_blocking(move || -> Result<_, crate::format::FormatError> {
+        // Also what a scrub without a key will compare: the manifest is going to vouch for it.
+        let _ = verify_keyless(&bytes)?;
         let reader = ObjectReader::open_whole(&keys, Kind::Data, &name, &bytes)?;
         let tail = Tail::parse(bytes.get(bytes.len().saturating_sub(TAIL_LEN)..).unwrap_or(&[]), bytes.len() as u64)?;
         let mut digests = Vec::new();
