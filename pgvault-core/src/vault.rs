@@ -382,10 +382,12 @@ impl Cluster {
     /// # Errors
     /// When it does not exist or was changed.
     pub async fn get_json<T: serde::de::DeserializeOwned>(&self, kind: Kind, name: &str) -> Result<T> {
-        let object = self.open(kind, name, None).await?;
-        let json = object.frame(0).await?;
-        serde_json::from_slice(&json)
-            .map_err(|e| Error::new(ErrorKind::Corrupt, "object.json", format!("{}: {e}", self.path(name))))
+        let path = self.path(name);
+        let bytes = self.store().get(&path).await?;
+        let opened = ObjectReader::open_whole(&self.keys, kind, name, &bytes);
+        let json =
+            opened.and_then(|reader| reader.decode_from(&self.keys, 0, &bytes)).map_err(|e| Error::from(e).context(&path))?;
+        serde_json::from_slice(&json).map_err(|e| Error::new(ErrorKind::Corrupt, "object.json", format!("{path}: {e}")))
     }
 
     /// Opens a stored object without fetching all of it. `size` saves a request when it is known.

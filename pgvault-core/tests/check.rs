@@ -119,7 +119,7 @@ async fn objects_of_a_newer_version_are_named_and_everything_else_is_checked() {
     let new_major = commit(&cluster, &[]).await;
     make_newer(&cluster, &layout::snapshot(new_major)).await;
     make_newer(&cluster, "wal/00000003/00000003.history").await;
-    let event = layout::audit(cluster.env().new_id().unwrap());
+    let event = layout::audit(cluster.env().new_id().unwrap(), "backup-blessed");
     let record = json!({ "event": "backup-blessed", "saint": 7, "at": "2030-01-01T00:00:00Z", "by": "me@here" });
     cluster.put_json(Kind::Audit, &event, &record).await.unwrap();
     let slot_id = cluster.env().new_id().unwrap();
@@ -134,7 +134,7 @@ async fn objects_of_a_newer_version_are_named_and_everything_else_is_checked() {
     ];
 
     // Damage of each kind, met after what cannot be judged.
-    let known_event = layout::audit(cluster.env().new_id().unwrap());
+    let known_event = layout::audit(cluster.env().new_id().unwrap(), "backup-committed");
     cluster.put_json(Kind::Audit, &known_event, &json!({ "event": "backup-committed" })).await.unwrap();
     let lost = cluster.env().new_id().unwrap();
     audit::record(&cluster, audit::Event::BackupCommitted { backup_id: lost }).await.unwrap();
@@ -175,7 +175,10 @@ async fn every_known_event_is_read_back() {
     let restored = || audit::Event::Restored { backup_id: id, target: "latest".into(), pgdata: "/x".into() };
     let gap = audit::Event::WalGap { timeline: TimelineId(2), from: Lsn(0x1_0000_0028), to: Lsn(0x1_0100_0000) };
     for event in [audit::Event::EpochStarted { epoch_id: id }, restored(), audit::Event::KeyRevoked { key_id: id }, gap] {
-        let there = async || audit::all(&cluster).await.unwrap().iter().any(|record| record.event == event);
+        let there = async || {
+            let name = serde_json::to_value(&event).unwrap()["event"].as_str().unwrap().to_owned();
+            audit::of(&cluster, &[&name]).await.unwrap().iter().any(|record| record.event == event)
+        };
         assert!(!there().await);
         audit::record(&cluster, event.clone()).await.unwrap();
         assert!(there().await);

@@ -5,14 +5,11 @@
 
 use std::collections::BTreeSet;
 
-use futures::{StreamExt, TryStreamExt, stream};
-use ulid::Ulid;
-
 use super::object::{Route, is_damage};
 use crate::Result;
 use crate::format::object::Kind;
-use crate::vault::audit::{self, Event};
-use crate::vault::{Cluster, layout};
+use crate::vault::audit::{self, event};
+use futures::{StreamExt, TryStreamExt, stream};
 
 /// Records read at once.
 const PARALLEL: usize = 8;
@@ -22,16 +19,10 @@ const PARALLEL: usize = 8;
 /// # Errors
 /// When a store fails.
 pub(super) async fn ship_gaps(route: &Route) -> Result<u64> {
-    let there: BTreeSet<Ulid> = ids(&route.target).await?.into_iter().collect();
-    let missing = ids(&route.source).await?.into_iter().filter(|id| !there.contains(id));
-    let shipping = stream::iter(missing).map(|id| async move {
-        let name = layout::audit(id);
-        let shipped = match audit::read(&route.source, &name).await {
-            Ok(record) if matches!(record.event, Event::WalGap { .. }) => route.ship(Kind::Audit, &name, None).await,
-            Ok(_) => return Ok(0),
-            Err(error) => Err(error),
-        };
-        match shipped {
+    let there: BTreeSet<String> = audit::names(&route.target, &[event::WAL_GAP]).await?.into_iter().collect();
+    let missing = audit::names(&route.source, &[event::WAL_GAP]).await?.into_iter().filter(|name| !there.contains(name));
+    let shipping = stream::iter(missing).map(|name| async move {
+        match route.ship(Kind::Audit, &name, None).await {
             Ok(_) => Ok(1),
             // `check` names it.
             Err(error) if is_damage(&error) => Ok(0),
@@ -39,9 +30,4 @@ pub(super) async fn ship_gaps(route: &Route) -> Result<u64> {
         }
     });
     shipping.buffer_unordered(PARALLEL).try_fold(0, |all, one| std::future::ready(Ok(all + one))).await
-}
-
-async fn ids(cluster: &Cluster) -> Result<Vec<Ulid>> {
-    let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
-    Ok(listed.iter().filter_map(|object| layout::id_of(&object.name)).collect())
 }

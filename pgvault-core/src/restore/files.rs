@@ -37,17 +37,23 @@ const FETCHES: usize = 4;
 /// freed when its frames are written, so memory does not depend on the size of packs.
 const PIECE: u64 = 8 << 20;
 
-/// Packs up to this size are read whole, whatever is wanted of them: three requests less are worth more than a megabyte.
-const SMALL: u64 = 1 << 20;
+/// Packs up to this size are read whole, whatever is wanted of them: three requests less are worth more than some megabytes.
+const SMALL: u64 = 2 << 20;
 
-/// Gaps between wanted frames that are cheaper to read than to skip.
-const COALESCE: u64 = 256 << 10;
+/// Packs up to this size are read with one request, when a fair part of them is wanted.
+const MEDIUM: u64 = 16 << 20;
+
+/// Gaps between wanted frames that are cheaper to read than to skip: a request takes as long as this at 50 MB/s.
+const COALESCE: u64 = 1 << 20;
 
 /// Threads for each core: while one waits for the disk, another decodes.
 const THREADS_PER_WORKER: usize = 2;
 
 /// Extents of files smaller than this go through the page cache, where they are put together to larger writes.
 const DIRECT_FILE: u64 = 1 << 20;
+
+/// So do extents smaller than this, of which a backup with many incrementals before it has thousands: each would wait for the disk.
+const DIRECT_WRITE: usize = 64 << 10;
 
 /// Frames given to a worker at once.
 const FRAMES_PER_JOB: usize = 32;
@@ -279,9 +285,10 @@ async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<
     let relative = layout::pack(Ulid::from_bytes(pack.id));
     let path = cluster.path(&relative);
     let footer_start = pack.size.saturating_sub(TAIL_LEN as u64 + u64::from(pack.footer_len));
-    let wants_most = wants_most(pack, wants);
+    let wanted = frames(wants);
+    let (wants_most, wants_some) = (wanted * 2 >= pack.frames, wanted * 6 >= pack.frames);
     let corrupt = |e: crate::format::FormatError| Error::from(e).context(&path);
-    if pack.size <= SMALL || (wants_most && pack.size <= PIECE) {
+    if pack.size <= SMALL || (wants_some && pack.size <= MEDIUM) {
         let bytes = cluster.store().get_range(&path, 0..pack.size).await.map_err(|e| lost(&path, e))?;
         let reader = ObjectReader::open_whole(cluster.keys(), Kind::Data, &relative, &bytes).map_err(corrupt)?;
         return Ok((OpenPack { path, reader: Arc::new(reader) }, Body::Here(bytes)));
@@ -299,8 +306,8 @@ async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<
     Ok((OpenPack { path, reader: Arc::new(reader) }, body))
 }
 
-/// True when so many of a pack's frames are wanted that reading all of it is cheaper than asking for them.
-fn wants_most(pack: &PackRef, wants: &[Want]) -> bool {
+/// How many frames are wanted, sorted as they are.
+fn frames(wants: &[Want]) -> u32 {
     let mut frames = 0;
     let mut last = None;
     for want in wants {
@@ -308,7 +315,7 @@ fn wants_most(pack: &PackRef, wants: &[Want]) -> bool {
             frames += 1;
         }
     }
-    frames * 2 >= pack.frames
+    frames
 }
 
 /// Cuts what is wanted of a pack, sorted by frame, into ranges that are worth one request each.
@@ -404,7 +411,8 @@ impl Output {
     }
 
     fn write(&self, bytes: &[u8], offset: u64, allowed: &AtomicBool) -> io::Result<()> {
-        let is_aligned = bytes.as_ptr().align_offset(ALIGNMENT) == 0
+        let is_aligned = bytes.len() >= DIRECT_WRITE
+            && bytes.as_ptr().align_offset(ALIGNMENT) == 0
             && bytes.len().is_multiple_of(ALIGNMENT)
             && offset.is_multiple_of(ALIGNMENT as u64);
         if let Some(direct) = self.direct.as_ref().filter(|_| is_aligned && allowed.load(Ordering::Relaxed)) {

@@ -9,8 +9,8 @@ use super::target::Target;
 use super::window::{self, Reach};
 use crate::postgres::wal::{find_transaction, record_begins_at};
 use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
-use crate::vault::Cluster;
-use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
+use crate::vault::snapshot::{self, Listing, Manifest, OpenSnapshot};
+use crate::vault::{Cluster, layout};
 use crate::wal::catalog::Catalog;
 use crate::wal::gap::{self, TimedGap};
 use crate::{Error, ErrorKind, Result};
@@ -65,25 +65,51 @@ pub struct PlanOptions {
     pub timeline: Option<TimelineId>,
 }
 
+/// Manifests that are read at first. One of the newest that are old enough is nearly always the one, and a vault may have hundreds.
+const LIKELY: usize = 8;
+
 /// Makes a plan.
 ///
 /// # Errors
 /// [`ErrorKind::OutsideWindow`] when the target cannot be reached, and the message names the nearest point that can; or when it means
 /// different things on different timelines (`restore.branches`).
 pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> Result<Plan> {
-    let listing = snapshot::list(cluster).await?;
-    let mut candidates = listing.snapshots;
-    let damaged: Vec<String> = listing.damaged.iter().map(|d| format!("{} cannot be used: {}", d.id, d.error)).collect();
+    let mut names = snapshot::names(cluster).await?;
     if let Some(id) = options.backup {
-        if let Some(damaged) = listing.damaged.into_iter().find(|d| d.id == id) {
-            return Err(damaged.error);
-        }
-        candidates.retain(|s| s.manifest.id == id);
-        if candidates.is_empty() {
+        names.retain(|(name, _)| *name == id);
+        if names.is_empty() {
             return Err(Error::new(ErrorKind::NotFound, "backup.unknown", format!("there is no backup {id}"))
                 .with_hint("`pgvault list` shows the backups"));
         }
+        if let Some(damaged) = snapshot::open_all(cluster, names.clone()).await?.damaged.pop() {
+            return Err(damaged.error);
+        }
     }
+    if names.len() > LIKELY {
+        // Of other timelines, WAL and backups matter that are older than all of these.
+        let timelines = cluster.store().list_directories(&cluster.path(layout::dir::WAL)).await?;
+        let likely: Vec<_> = names.iter().rev().filter(|(id, _)| may_be_before(*id, target)).take(LIKELY).copied().collect();
+        if timelines.len() == 1 && !likely.is_empty() {
+            match plan_with(cluster, target, options, snapshot::open_all(cluster, likely).await?).await {
+                // Another may reach it.
+                Err(error) if matches!(error.kind(), ErrorKind::OutsideWindow | ErrorKind::Corrupt) => {}
+                planned => return planned,
+            }
+        }
+    }
+    plan_with(cluster, target, options, snapshot::open_all(cluster, names).await?).await
+}
+
+/// False for a backup that, by the clock of who made it, began after the moment that is wanted.
+fn may_be_before(backup: Ulid, target: &Target) -> bool {
+    let began = i64::try_from(backup.timestamp_ms()).unwrap_or(i64::MAX);
+    !matches!(target, Target::Time(time) if began > time.as_millisecond())
+}
+
+/// Makes a plan that starts from one of these backups.
+async fn plan_with(cluster: &Cluster, target: &Target, options: PlanOptions, listing: Listing) -> Result<Plan> {
+    let candidates = listing.snapshots;
+    let damaged: Vec<String> = listing.damaged.iter().map(|d| format!("{} cannot be used: {}", d.id, d.error)).collect();
     let Some(oldest) = candidates.iter().min_by_key(|s| s.manifest.start_lsn) else {
         if !damaged.is_empty() {
             return Err(Error::new(

@@ -1,6 +1,9 @@
 //! Who did what: one sealed record per event, written after the event.
 //!
 //! The records also let `check` notice a manifest that vanished: a commit that is recorded, with no record of its expiry.
+//!
+//! A record's name ends with its event, so that who looks for some of them reads only those: a vault of years has thousands. The name is
+//! sealed with the record, so it cannot lie.
 
 use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
@@ -98,6 +101,22 @@ pub enum Event {
     Unknown,
 }
 
+/// Events as names of records have them.
+pub mod event {
+    /// [`Event::ClusterCreated`](super::Event::ClusterCreated)
+    pub const CLUSTER_CREATED: &str = "cluster-created";
+    /// [`Event::BackupExpired`](super::Event::BackupExpired)
+    pub const BACKUP_EXPIRED: &str = "backup-expired";
+    /// [`Event::WalExpired`](super::Event::WalExpired)
+    pub const WAL_EXPIRED: &str = "wal-expired";
+    /// [`Event::KeyRevoked`](super::Event::KeyRevoked)
+    pub const KEY_REVOKED: &str = "key-revoked";
+    /// [`Event::RevocationWithdrawn`](super::Event::RevocationWithdrawn)
+    pub const REVOCATION_WITHDRAWN: &str = "revocation-withdrawn";
+    /// [`Event::WalGap`](super::Event::WalGap)
+    pub const WAL_GAP: &str = "wal-gap";
+}
+
 /// One record.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Record {
@@ -120,9 +139,13 @@ pub async fn record(cluster: &Cluster, event: Event) -> Result<()> {
         .or_else(|_| std::env::var("LOGNAME"))
         .unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()));
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    cluster
-        .put_json(Kind::Audit, &layout::audit(id), &Record { event, at: cluster.env().now(), by: format!("{user}@{host}") })
-        .await
+    let record = Record { event, at: cluster.env().now(), by: format!("{user}@{host}") };
+    let json = serde_json::to_value(&record).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
+    cluster.put_json(Kind::Audit, &layout::audit(id, event_of(&json)), &json).await
+}
+
+fn event_of(record: &serde_json::Value) -> &str {
+    record.get("event").and_then(serde_json::Value::as_str).unwrap_or_default()
 }
 
 /// Reads the record `name`, relative to the cluster.
@@ -131,8 +154,11 @@ pub async fn record(cluster: &Cluster, event: Event) -> Result<()> {
 /// When the store fails or the record was changed; [`ErrorKind::Unsupported`] when its event is of a newer version.
 pub async fn read(cluster: &Cluster, name: &str) -> Result<Record> {
     let json: serde_json::Value = cluster.get_json(Kind::Audit, name).await?;
-    let event = json.get("event").and_then(serde_json::Value::as_str).unwrap_or_default().to_owned();
+    let event = event_of(&json).to_owned();
     let path = cluster.path(name);
+    if layout::event_of(name) != Some(event.as_str()) {
+        return Err(Error::new(ErrorKind::Corrupt, "audit.name", format!("{path} holds a record of the event `{event}`")));
+    }
     let record: Record =
         serde_json::from_value(json).map_err(|e| Error::new(ErrorKind::Corrupt, "audit.record", format!("{path}: {e}")))?;
     match record.event {
@@ -145,16 +171,14 @@ pub async fn read(cluster: &Cluster, name: &str) -> Result<Record> {
     }
 }
 
-/// Every record that can be read, in the order of writing; `check` names the others.
+/// The records of some events that can be read, in the order of writing; `check` names the others.
 ///
 /// # Errors
 /// When the store fails.
-pub async fn all(cluster: &Cluster) -> Result<Vec<Record>> {
-    let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
-    let ids: Vec<Ulid> = listed.iter().filter_map(|object| layout::id_of(&object.name)).collect();
-    let mut reading = stream::iter(ids)
-        .map(|id| async move {
-            match read(cluster, &layout::audit(id)).await {
+pub async fn of(cluster: &Cluster, events: &[&str]) -> Result<Vec<Record>> {
+    let mut reading = stream::iter(names(cluster, events).await?)
+        .map(|name| async move {
+            match read(cluster, &name).await {
                 Ok(record) => Ok(Some(record)),
                 Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound) => Ok(None),
                 Err(error) => Err(error),
@@ -166,4 +190,61 @@ pub async fn all(cluster: &Cluster) -> Result<Vec<Record>> {
         records.extend(record?);
     }
     Ok(records)
+}
+
+/// The names of the records of some events, relative to the cluster, in the order of writing.
+///
+/// # Errors
+/// When the store fails.
+pub async fn names(cluster: &Cluster, events: &[&str]) -> Result<Vec<String>> {
+    let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
+    let named = listed.iter().filter_map(|object| {
+        let event = layout::event_of(&object.name).filter(|event| events.contains(event))?;
+        Some(layout::audit(layout::id_of(&object.name)?, event))
+    });
+    Ok(named.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::crypto::slot::{Unlock, Wrap};
+    use crate::env::Env;
+    use crate::postgres::Lsn;
+    use crate::postgres::SystemId;
+    use crate::store::Store;
+    use crate::vault::Vault;
+    use crate::vault::layout::ClusterName;
+
+    #[tokio::test]
+    async fn records_are_found_by_their_events_and_nothing_else_is_read() {
+        let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
+        let name = ClusterName::new("main", SystemId(7)).unwrap();
+        let _ = vault.create_cluster(&name, &[Wrap::Passphrase("correct horse".into())]).await.unwrap();
+        let cluster = vault.unlock(&name, &Unlock::Passphrase("correct horse".into())).await.unwrap();
+        let (id, from) = (Ulid(7), Lsn(1));
+        let events = [
+            (event::CLUSTER_CREATED, Event::ClusterCreated { key_ids: vec![id] }),
+            (event::BACKUP_EXPIRED, Event::BackupExpired { backup_id: id, committed: None }),
+            (event::WAL_EXPIRED, Event::WalExpired { timeline: TimelineId(1), from, to: Lsn(2) }),
+            (event::KEY_REVOKED, Event::KeyRevoked { key_id: id }),
+            (event::REVOCATION_WITHDRAWN, Event::RevocationWithdrawn { key_id: id }),
+            (event::WAL_GAP, Event::WalGap { timeline: TimelineId(1), from, to: Lsn(2) }),
+        ];
+        for (_, event) in &events {
+            record(&cluster, event.clone()).await.unwrap();
+        }
+        for (name, event) in &events {
+            let gets = cluster.store().requests().get;
+            let found = of(&cluster, &[name]).await.unwrap();
+            assert_eq!(found.iter().map(|record| &record.event).collect::<Vec<_>>(), [event], "{name}");
+            assert_eq!(cluster.store().requests().get - gets, 1, "{name}");
+        }
+        // A record under the name of another event is not believed.
+        let name = layout::audit(cluster.env().new_id().unwrap(), event::WAL_GAP);
+        let record = Record { event: events[0].1.clone(), at: cluster.env().now(), by: "me@here".into() };
+        cluster.put_json(Kind::Audit, &name, &record).await.unwrap();
+        assert_eq!(read(&cluster, &name).await.unwrap_err().code(), "audit.name");
+        assert_eq!(of(&cluster, &[event::WAL_GAP]).await.unwrap().len(), 1);
+    }
 }

@@ -34,7 +34,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde::Serialize;
 use ulid::Ulid;
 
-use super::audit::{self, Event};
+use super::audit::{self, Event, event};
 use super::features::Purpose as May;
 use super::prune::{Pruner, Tally};
 use super::session::{Live, MAX_HOURS, Purpose, RESUME_HOURS, Session, Watch};
@@ -278,11 +278,12 @@ fn seen_by(looked_at: Timestamp) -> Timestamp {
 async fn expired_since(cluster: &Cluster, since: Timestamp) -> Result<Vec<(Ulid, Option<Timestamp>)>> {
     let mut expired = Vec::new();
     for object in cluster.store().list(&cluster.path(layout::dir::AUDIT)).await? {
-        let Some(id) = layout::id_of(&object.name).filter(|_| object.last_modified >= since) else { continue };
-        match audit::read(cluster, &layout::audit(id)).await {
+        let is_one = layout::event_of(&object.name) == Some(event::BACKUP_EXPIRED) && object.last_modified >= since;
+        let Some(id) = layout::id_of(&object.name).filter(|_| is_one) else { continue };
+        match audit::read(cluster, &layout::audit(id, event::BACKUP_EXPIRED)).await {
             Ok(audit::Record { event: Event::BackupExpired { backup_id, committed }, .. }) => expired.push((backup_id, committed)),
             Ok(_) => {}
-            // It might be such a record.
+            // Of which backup it tells cannot be known.
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt) => expired.push((id, None)),
             Err(error) if matches!(error.kind(), ErrorKind::Unsupported | ErrorKind::NotFound) => {}
             Err(error) => return Err(error),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ulid::Ulid;
 
-use super::audit::{self, Event};
+use super::audit::{self, Event, event};
 use super::{Cluster, layout};
 use crate::crypto::keys::EpochDocument;
 use crate::crypto::slot::{SlotDocument, Wrap};
@@ -28,7 +28,7 @@ pub async fn add(cluster: &Cluster, wrap: &Wrap, label: &str) -> Result<SlotDocu
 /// # Errors
 /// When the store fails.
 pub async fn record_creation(cluster: &Cluster) -> Result<bool> {
-    if audit::all(cluster).await?.iter().any(|record| matches!(record.event, Event::ClusterCreated { .. })) {
+    if !audit::of(cluster, &[event::CLUSTER_CREATED]).await?.is_empty() {
         return Ok(false);
     }
     let slots = own_slots(cluster).await?;
@@ -81,7 +81,7 @@ pub async fn revoke(cluster: &Cluster, key_id: Ulid) -> Result<()> {
 async fn announced(cluster: &Cluster) -> Result<BTreeSet<Ulid>> {
     // Counted, because several may announce the same slot, and one of them withdraw.
     let mut counts: BTreeMap<Ulid, i64> = BTreeMap::new();
-    for record in audit::all(cluster).await? {
+    for record in audit::of(cluster, &[event::KEY_REVOKED, event::REVOCATION_WITHDRAWN]).await? {
         match record.event {
             Event::KeyRevoked { key_id } => *counts.entry(key_id).or_default() += 1,
             Event::RevocationWithdrawn { key_id } => *counts.entry(key_id).or_default() -= 1,

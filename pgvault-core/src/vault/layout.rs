@@ -143,9 +143,14 @@ pub fn session(id: Ulid) -> String {
     format!("{}{id}", dir::SESSION)
 }
 
-/// An audit record, relative to the cluster.
-pub fn audit(id: Ulid) -> String {
-    format!("{}{id}", dir::AUDIT)
+/// An audit record of an event, relative to the cluster.
+pub fn audit(id: Ulid, event: &str) -> String {
+    format!("{}{id}.{event}", dir::AUDIT)
+}
+
+/// The event in the name of an audit record.
+pub fn event_of(name: &str) -> Option<&str> {
+    name.rsplit('/').next()?.split_once('.').map(|(_, event)| event)
 }
 
 /// A plan of garbage collection, relative to the cluster.
@@ -198,7 +203,7 @@ mod tests {
         assert_eq!(class(pack(Ulid(1))), Class::Data);
         assert_eq!(class(format!("{}x.wal", wal_timeline(TimelineId(1)))), Class::Wal);
         assert_eq!(class(snapshot(Ulid(1))), Class::Meta);
-        assert_eq!(class(audit(Ulid(1))), Class::Meta);
+        assert_eq!(class(audit(Ulid(1), "restored")), Class::Meta);
         assert_eq!(class(CLUSTER_DOCUMENT.into()), Class::Meta);
         assert_eq!((class_of(&key_slot(&cluster, Ulid(1))), class_of(&epoch(&cluster, Ulid(1)))), (Class::Meta, Class::Meta));
         assert_eq!(class(session(Ulid(1))), Class::Transient);

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 
+use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
@@ -20,6 +21,9 @@ use crate::format::pack_table::PackRef;
 use crate::format::table_index::TableIndex;
 use crate::postgres::{Lsn, SegmentSize, SystemId, TimelineId};
 use crate::{Error, ErrorKind, Result};
+
+/// Manifests read at once.
+const PARALLEL: usize = 8;
 
 /// Where a backup was read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -261,10 +265,28 @@ pub struct Damaged {
 /// # Errors
 /// When the store fails. Damage is no error; it is in the listing.
 pub async fn list(cluster: &Cluster) -> Result<Listing> {
+    open_all(cluster, names(cluster).await?).await
+}
+
+/// The ids of the committed backups in the order in which they were begun, and how large the object of each is.
+///
+/// # Errors
+/// When the store fails.
+pub async fn names(cluster: &Cluster) -> Result<Vec<(Ulid, u64)>> {
+    let listed = cluster.store().list(&cluster.path(layout::dir::SNAP)).await?;
+    Ok(listed.iter().filter_map(|object| Some((layout::id_of(&object.name)?, object.size))).collect())
+}
+
+/// Reads the manifests of some backups, of those that are still there.
+///
+/// # Errors
+/// As [`list`].
+pub async fn open_all(cluster: &Cluster, backups: impl IntoIterator<Item = (Ulid, u64)>) -> Result<Listing> {
     let mut listing = Listing::default();
-    for object in cluster.store().list(&cluster.path(layout::dir::SNAP)).await? {
-        let Some(id) = layout::id_of(&object.name) else { continue };
-        match open(cluster, id, Some(object.size)).await {
+    let opening = backups.into_iter().map(|(id, size)| async move { (id, open(cluster, id, Some(size)).await) });
+    let mut opening = stream::iter(opening.collect::<Vec<_>>()).buffered(PARALLEL);
+    while let Some((id, opened)) = opening.next().await {
+        match opened {
             Ok(snapshot) => listing.snapshots.push(snapshot),
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
                 tracing::warn!(backup = %id, %error, "a manifest cannot be read");

@@ -2,12 +2,18 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
+
 use super::layout::{self, ClusterName};
 use super::{Cluster, Vault, init};
 use crate::crypto::keys::{ClusterDocument, ClusterKeys, EpochDocument, MasterKey};
 use crate::crypto::slot::{SlotDocument, Unlock};
 use crate::format::document;
 use crate::{Error, ErrorKind, Result};
+
+/// Documents read at once.
+const PARALLEL: usize = 8;
 
 impl Vault {
     /// The key slots of a cluster: those that name its master key, in the order of their ids.
@@ -40,20 +46,21 @@ impl Vault {
         cluster: &ClusterName,
         document: &ClusterDocument,
     ) -> Result<(Vec<(String, SlotDocument)>, Vec<Error>)> {
-        let (mut slots, mut damaged) = (Vec::new(), Vec::new());
-        for object in self.store.list(&layout::keys(cluster)).await? {
-            let bytes = match self.store.get(&object.name).await {
+        Ok(sort_slots(self.documents(&layout::keys(cluster)).await?, document))
+    }
+
+    /// The small clear documents under a prefix, with their names.
+    async fn documents(&self, prefix: &str) -> Result<Vec<(String, Bytes)>> {
+        let reading = self.store.list(prefix).await?.into_iter().map(|object| async move {
+            match self.store.get(&object.name).await {
+                Ok(bytes) => Ok(Some((object.name, bytes))),
                 // Revoked since it was listed.
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                read => read?,
-            };
-            match document::parse::<SlotDocument>("key slot", &bytes) {
-                Ok(slot) if slot.commitment == document.commitment => slots.push((object.name, slot)),
-                Ok(slot) => tracing::debug!(key = %slot.key_id, "a key slot of another master key is passed over"),
-                Err(error) => damaged.push(Error::from(error).context(&object.name)),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+                Err(error) => Err(error),
             }
-        }
-        Ok((slots, damaged))
+        });
+        let read: Vec<_> = stream::iter(reading.collect::<Vec<_>>()).buffered(PARALLEL).try_collect().await?;
+        Ok(read.into_iter().flatten().collect())
     }
 
     /// Opens a cluster with the first slot that `unlock` fits and that holds the cluster's master key.
@@ -64,8 +71,12 @@ impl Vault {
     /// one. With a key service also [`ErrorKind::Storage`] when it does not answer, and [`ErrorKind::Usage`] when it refuses.
     pub async fn unlock(&self, cluster: &ClusterName, unlock: &Unlock) -> Result<Cluster> {
         let identity = self.identity(cluster);
-        let document = self.cluster_document(cluster).await?.ok_or_else(|| init::unfinished(cluster))?;
-        let (slots, mut damaged) = self.readable_slots(cluster, &document).await?;
+        // All at once: each is small, and a store may be far away.
+        let (slots, epochs) = (layout::keys(cluster), layout::epochs(cluster));
+        let (document, slots, epoch_documents) =
+            tokio::try_join!(self.cluster_document(cluster), self.documents(&slots), self.documents(&epochs))?;
+        let document = document.ok_or_else(|| init::unfinished(cluster))?;
+        let (slots, mut damaged) = sort_slots(slots, &document);
         for error in &damaged {
             tracing::warn!(%error, "a key slot cannot be used");
         }
@@ -119,16 +130,15 @@ impl Vault {
             tracing::warn!(%error, "a key slot is not the cluster's own; `pgvault check` names it");
         }
         let (mut epochs, mut unusable) = (Vec::new(), None);
-        for object in self.store.list(&layout::epochs(cluster)).await? {
-            let bytes = self.store.get(&object.name).await?;
+        for (name, bytes) in epoch_documents {
             match document::parse::<EpochDocument>("epoch", &bytes) {
-                Ok(epoch) if object.name == layout::epoch(cluster, epoch.epoch_id) => epochs.push(epoch),
+                Ok(epoch) if name == layout::epoch(cluster, epoch.epoch_id) => epochs.push(epoch),
                 // What it sealed cannot be read; what other epochs sealed can.
                 Ok(_) => {
-                    let what = format!("{} holds another epoch", object.name);
+                    let what = format!("{name} holds another epoch");
                     let _ = unusable.get_or_insert(Error::new(ErrorKind::Corrupt, "epoch.misplaced", what));
                 }
-                Err(error) => drop(unusable.get_or_insert(Error::from(error).context(&object.name))),
+                Err(error) => drop(unusable.get_or_insert(Error::from(error).context(&name))),
             }
         }
         if let Some(error) = &unusable {
@@ -137,6 +147,19 @@ impl Vault {
         let keys = ClusterKeys::open(identity, master, &epochs).map_err(|error| unusable.unwrap_or(error))?;
         Ok(Cluster { vault: self.clone(), name: cluster.clone(), keys: Arc::new(keys) })
     }
+}
+
+/// The slots that name the cluster's master key, and what is wrong with those that cannot be read.
+fn sort_slots(documents: Vec<(String, Bytes)>, cluster: &ClusterDocument) -> (Vec<(String, SlotDocument)>, Vec<Error>) {
+    let (mut slots, mut damaged) = (Vec::new(), Vec::new());
+    for (name, bytes) in documents {
+        match document::parse::<SlotDocument>("key slot", &bytes) {
+            Ok(slot) if slot.commitment == cluster.commitment => slots.push((name, slot)),
+            Ok(slot) => tracing::debug!(key = %slot.key_id, "a key slot of another master key is passed over"),
+            Err(error) => damaged.push(Error::from(error).context(&name)),
+        }
+    }
+    (slots, damaged)
 }
 
 #[cfg(test)]

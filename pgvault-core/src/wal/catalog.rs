@@ -2,12 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 
 use super::object::{self, StoredWal, WalName};
 use crate::postgres::{Lsn, SegmentName, SegmentSize, TimelineHistory, TimelineId, WalFileName, WalSegNo};
 use crate::vault::{Cluster, layout};
 use crate::{Error, ErrorKind, Result};
+
+/// Timelines listed at once.
+const PARALLEL: usize = 8;
 
 /// The WAL objects of one timeline.
 #[derive(Debug, Clone, Default)]
@@ -97,6 +101,33 @@ pub struct Gap {
     pub to: Lsn,
 }
 
+/// Lists the WAL of one timeline from a position on.
+async fn list_timeline(cluster: &Cluster, segment_size: SegmentSize, timeline: TimelineId, from: Lsn) -> Result<TimelineObjects> {
+    let dir = cluster.path(&layout::wal_timeline(timeline));
+    let first = SegmentName::new(timeline, WalSegNo::containing(from, segment_size), segment_size);
+    // Names sort by position. `.` sorts before every extension, so this starts right before the first segment.
+    let after = format!("{dir}{first}");
+    let mut objects = TimelineObjects::default();
+    for object in cluster.store().list_after(&dir, (!from.is_invalid()).then_some(after.as_str())).await? {
+        match WalName::parse(&object.name).filter(|name| name.timeline() == timeline) {
+            Some(name) => objects.insert(name),
+            None => objects.strangers.push(object.name),
+        }
+    }
+    Ok(objects)
+}
+
+/// The history of a timeline, if it can be used. Who needs it is told that it is missing; others are not concerned.
+async fn readable_history(cluster: &Cluster, timeline: TimelineId) -> Result<Option<TimelineHistory>> {
+    match read_history(cluster, timeline).await {
+        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+            tracing::warn!(%timeline, %error, "a history file cannot be used");
+            Ok(None)
+        }
+        read => read,
+    }
+}
+
 /// A listing of WAL.
 #[derive(Debug, Clone)]
 pub struct Catalog {
@@ -114,35 +145,18 @@ impl Catalog {
     /// # Errors
     /// When the store fails or a history file was changed.
     pub async fn load(cluster: &Cluster, segment_size: SegmentSize, from: Lsn) -> Result<Self> {
-        let mut timelines = BTreeMap::new();
-        let mut histories = BTreeMap::new();
-        for directory in cluster.store().list_directories(&cluster.path(layout::dir::WAL)).await? {
-            let Ok(timeline) = TimelineId::from_hex(&directory) else { continue };
-            let dir = cluster.path(&layout::wal_timeline(timeline));
-            let first = SegmentName::new(timeline, WalSegNo::containing(from, segment_size), segment_size);
-            // Names sort by position. `.` sorts before every extension, so this starts right before the first segment.
-            let after = format!("{dir}{first}");
-            let listed = cluster.store().list_after(&dir, (!from.is_invalid()).then_some(after.as_str())).await?;
-            let mut objects = TimelineObjects::default();
-            for object in listed {
-                match WalName::parse(&object.name).filter(|name| name.timeline() == timeline) {
-                    Some(name) => objects.insert(name),
-                    None => objects.strangers.push(object.name),
-                }
-            }
+        let directories = cluster.store().list_directories(&cluster.path(layout::dir::WAL)).await?;
+        let loading = directories.iter().filter_map(|directory| TimelineId::from_hex(directory).ok()).map(async |timeline| {
+            let (objects, history) =
+                tokio::try_join!(list_timeline(cluster, segment_size, timeline, from), readable_history(cluster, timeline))?;
+            Ok::<_, Error>((timeline, objects, history))
+        });
+        let mut loading = stream::iter(loading.collect::<Vec<_>>()).buffered(PARALLEL);
+        let (mut timelines, mut histories) = (BTreeMap::new(), BTreeMap::new());
+        while let Some((timeline, mut objects, history)) = loading.try_next().await? {
             // The history file's name is shorter than a segment's and may sort before the offset.
-            match read_history(cluster, timeline).await {
-                Ok(Some(history)) => {
-                    objects.has_history = true;
-                    let _ = histories.insert(timeline, history);
-                }
-                Ok(None) => {}
-                // Who needs this timeline is told that its history is missing; the others are not concerned.
-                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
-                    tracing::warn!(%timeline, %error, "a history file cannot be used");
-                }
-                Err(error) => return Err(error),
-            }
+            objects.has_history |= history.is_some();
+            histories.extend(history.map(|history| (timeline, history)));
             let _ = timelines.insert(timeline, objects);
         }
         Ok(Self { segment_size, timelines, histories })

@@ -6,21 +6,17 @@
 
 use std::fmt;
 
-use futures::{StreamExt, stream};
 use jiff::Timestamp;
 use serde::Serialize;
 
 use super::catalog::{Catalog, Gap};
+use crate::Result;
 use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
-use crate::vault::audit::{self, Event};
-use crate::vault::{Cluster, layout};
-use crate::{ErrorKind, Result};
+use crate::vault::Cluster;
+use crate::vault::audit::{self, Event, event};
 
 /// Segments that are opened to find the transactions around a gap, to either side.
 const LOOK: u64 = 512;
-
-/// Records read at once.
-const PARALLEL: usize = 8;
 
 /// A gap, and what is known of when it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -82,7 +78,7 @@ pub async fn record(cluster: &Cluster, gap: Gap) -> Result<bool> {
 /// # Errors
 /// When the store fails.
 pub async fn recorded(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
-    Ok(records(cluster).await?.gaps)
+    gaps(cluster).await
 }
 
 /// The holes of a catalog that nobody made on purpose: without what expired.
@@ -94,75 +90,54 @@ pub async fn holes(cluster: &Cluster, catalog: &Catalog) -> Result<Vec<Gap>> {
     if holes.is_empty() {
         return Ok(holes);
     }
-    Ok(records(cluster).await?.without_expired(holes))
+    Ok(Expired::read(cluster).await?.without(holes))
 }
 
-/// What the audit log says of WAL that is not there.
+/// What was deleted because nothing needed it, sorted and joined.
 #[derive(Debug, Default)]
-struct Records {
-    gaps: Vec<(Gap, Timestamp)>,
-    /// What was deleted because nothing needed it, sorted and joined.
-    expired: Vec<Gap>,
-}
+struct Expired(Vec<Gap>);
 
-impl Records {
-    fn without_expired(&self, mut holes: Vec<Gap>) -> Vec<Gap> {
-        let is_covered = |hole: &Gap| {
-            self.expired.iter().any(|range| range.timeline == hole.timeline && range.from <= hole.from && hole.to <= range.to)
-        };
-        holes.retain(|hole| !is_covered(hole));
-        holes
-    }
-
-    /// The recorded gaps, but for those where everything around has expired since (H20).
-    fn without_expired_gaps(&self) -> Vec<(Gap, Timestamp)> {
-        let kept = |gap: &Gap| !self.without_expired(vec![*gap]).is_empty();
-        self.gaps.iter().copied().filter(|(gap, _)| kept(gap)).collect()
-    }
-
-    /// Joins what touches: of a hole, one run may have deleted one half and the next the other.
-    fn join(&mut self) {
-        self.expired.sort_by_key(|range| (range.timeline, range.from));
+impl Expired {
+    async fn read(cluster: &Cluster) -> Result<Self> {
+        let mut expired: Vec<Gap> = Vec::new();
+        for record in audit::of(cluster, &[event::WAL_EXPIRED]).await? {
+            if let Event::WalExpired { timeline, from, to } = record.event {
+                expired.push(Gap { timeline, from, to });
+            }
+        }
+        // What touches is joined: of a hole, one run may have deleted one half and the next the other.
+        expired.sort_by_key(|range| (range.timeline, range.from));
         let mut joined: Vec<Gap> = Vec::new();
-        for range in self.expired.drain(..) {
+        for range in expired {
             match joined.last_mut().filter(|last| last.timeline == range.timeline && range.from <= last.to) {
                 Some(last) => last.to = last.to.max(range.to),
                 None => joined.push(range),
             }
         }
-        self.expired = joined;
+        Ok(Self(joined))
+    }
+
+    fn covers(&self, hole: &Gap) -> bool {
+        self.0.iter().any(|range| range.timeline == hole.timeline && range.from <= hole.from && hole.to <= range.to)
+    }
+
+    fn without(&self, mut holes: Vec<Gap>) -> Vec<Gap> {
+        holes.retain(|hole| !self.covers(hole));
+        holes
     }
 }
 
-async fn records(cluster: &Cluster) -> Result<Records> {
-    let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
-    let ids: Vec<_> = listed.iter().filter_map(|object| layout::id_of(&object.name)).collect();
-    let read = ids.into_iter().map(|id| {
-        let cluster = cluster.clone();
-        async move { audit::read(&cluster, &layout::audit(id)).await }
-    });
-    let mut reading = stream::iter(read.collect::<Vec<_>>()).buffered(PARALLEL);
-    let mut records = Records::default();
-    while let Some(record) = reading.next().await {
-        let record = match record {
-            Ok(record) => record,
-            // Others name what is wrong with it.
-            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported | ErrorKind::NotFound) => continue,
-            Err(error) => return Err(error),
-        };
-        match record.event {
-            Event::WalGap { timeline, from, to } => {
-                let gap = Gap { timeline, from, to };
-                if from < to && records.gaps.iter().all(|(known, _)| *known != gap) {
-                    records.gaps.push((gap, record.at));
-                }
+async fn gaps(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
+    let mut gaps: Vec<(Gap, Timestamp)> = Vec::new();
+    for record in audit::of(cluster, &[event::WAL_GAP]).await? {
+        if let Event::WalGap { timeline, from, to } = record.event {
+            let gap = Gap { timeline, from, to };
+            if from < to && gaps.iter().all(|(known, _)| *known != gap) {
+                gaps.push((gap, record.at));
             }
-            Event::WalExpired { timeline, from, to } => records.expired.push(Gap { timeline, from, to }),
-            _ => {}
         }
     }
-    records.join();
-    Ok(records)
+    Ok(gaps)
 }
 
 /// The gaps that there are: the holes of the catalog, and what was recorded and is still not there. Without times.
@@ -170,9 +145,14 @@ async fn records(cluster: &Cluster) -> Result<Records> {
 /// # Errors
 /// When the store fails.
 pub async fn open(cluster: &Cluster, catalog: &Catalog) -> Result<Vec<TimedGap>> {
-    let records = records(cluster).await?;
-    let mut gaps: Vec<TimedGap> = records.without_expired(catalog.gaps()).into_iter().map(TimedGap::new).collect();
-    for (gap, at) in records.without_expired_gaps() {
+    let (holes, recorded) = (catalog.gaps(), gaps(cluster).await?);
+    if holes.is_empty() && recorded.is_empty() {
+        return Ok(Vec::new());
+    }
+    let expired = Expired::read(cluster).await?;
+    let mut gaps: Vec<TimedGap> = expired.without(holes).into_iter().map(TimedGap::new).collect();
+    // Not those where everything around has expired since (H20).
+    for (gap, at) in recorded.into_iter().filter(|(gap, _)| !expired.covers(gap)) {
         let mut is_hole = false;
         for hole in gaps.iter_mut().filter(|hole| hole.overlaps(&gap)) {
             hole.recorded_at = hole.recorded_at.or(Some(at));

@@ -12,7 +12,7 @@ use pgvault_core::retention::{ExpireOptions, Expired, Policy, expire};
 use pgvault_core::testing::{Fault, FaultyStore};
 use pgvault_core::vault::hold::{self, Scope};
 use pgvault_core::vault::session::{Purpose, Reads, Session};
-use pgvault_core::vault::{Cluster, layout, snapshot};
+use pgvault_core::vault::{Cluster, audit, layout, snapshot};
 use ulid::Ulid;
 
 use crate::place::{Place, Sketch, backup, backups, put_history, put_wal, wal};
@@ -220,8 +220,8 @@ fn h10_what_expired_is_recorded_before_it_goes() {
         assert!(at("put", "/audit/") < at("delete", "/snap/"));
         assert!(last_of("delete", "/snap/") < at("delete", "/wal/"));
         let mut gone: Vec<Ulid> = Vec::new();
-        for record in pgvault_core::vault::audit::all(&cluster).await.unwrap() {
-            if let pgvault_core::vault::audit::Event::BackupExpired { backup_id, committed } = record.event {
+        for record in audit::of(&cluster, &[audit::event::BACKUP_EXPIRED]).await.unwrap() {
+            if let audit::Event::BackupExpired { backup_id, committed } = record.event {
                 assert!(committed.is_some());
                 gone.push(backup_id);
             }

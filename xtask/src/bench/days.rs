@@ -64,7 +64,7 @@ impl Pattern {
             Self::Odoo => format!(
                 "\\set old random(1, 1000)\nbegin;\n\
                  insert into mail_message(id, create_date, write_date, author_id, res_id, model, message_type, subject, body) values \
-                 ((extract(epoch from clock_timestamp()) * 1000000)::bigint, now(), now(), 7, :old, 'sale.order', 'comment', \
+                 ((extract(epoch from clock_timestamp()) * 1000000)::bigint * 8 + :client_id, now(), now(), 7, :old, 'sale.order', 'comment', \
                  'Order ' || :old, repeat(md5(random()::text), 8));\n\
                  update mail_message set write_date = now() where id = (select max(id) from mail_message);\n\
                  update res_partner set color = coalesce(color, 0) + 1 where id = :old;\n{update}end;\n"
