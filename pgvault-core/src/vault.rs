@@ -396,6 +396,8 @@ impl Cluster {
     /// [`ErrorKind::NotFound`] when it does not exist, [`ErrorKind::Corrupt`] when it was changed.
     pub async fn open(&self, kind: Kind, name: &str, size: Option<u64>) -> Result<StoredObject> {
         const SMALL: u64 = 256 << 10;
+        // Of maps, most are wanted: a restore reads them all.
+        let small = if kind == Kind::Meta { 2 << 20 } else { SMALL };
         let path = self.path(name);
         let corrupt = |e: crate::format::FormatError| Error::from(e).context(&path);
         let size = match size {
@@ -405,7 +407,7 @@ impl Cluster {
         if size < (HEADER_LEN + TAIL_LEN) as u64 || size > crate::format::MAX_OBJECT {
             return Err(Error::new(ErrorKind::Corrupt, "object.size", format!("{path}: {size} bytes cannot be a PGV1 object")));
         }
-        let (head, tail) = if size <= SMALL {
+        let (head, tail) = if size <= small {
             let whole = self.store().get(&path).await?;
             (whole.clone(), whole)
         } else {

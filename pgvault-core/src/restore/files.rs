@@ -43,6 +43,9 @@ const SMALL: u64 = 2 << 20;
 /// Packs up to this size are read with one request, when a fair part of them is wanted.
 const MEDIUM: u64 = 16 << 20;
 
+/// A fair part: one of so many frames. The gaps between frames that are scattered so densely are seldom worth a request.
+const FAIR: u32 = 6;
+
 /// Gaps between wanted frames that are cheaper to read than to skip: a request takes as long as this at 50 MB/s.
 const COALESCE: u64 = 1 << 20;
 
@@ -280,13 +283,12 @@ impl Body {
     }
 }
 
-/// Reads a pack's frame table; when most of the pack is wanted, also begins to read all of it.
+/// Reads a pack's frame table; when a fair part of the pack is wanted, also begins to read all of it.
 async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<(OpenPack, Body)> {
     let relative = layout::pack(Ulid::from_bytes(pack.id));
     let path = cluster.path(&relative);
     let footer_start = pack.size.saturating_sub(TAIL_LEN as u64 + u64::from(pack.footer_len));
-    let wanted = frames(wants);
-    let (wants_most, wants_some) = (wanted * 2 >= pack.frames, wanted * 6 >= pack.frames);
+    let wants_some = frames(wants) * FAIR >= pack.frames;
     let corrupt = |e: crate::format::FormatError| Error::from(e).context(&path);
     if pack.size <= SMALL || (wants_some && pack.size <= MEDIUM) {
         let bytes = cluster.store().get_range(&path, 0..pack.size).await.map_err(|e| lost(&path, e))?;
@@ -296,7 +298,7 @@ async fn open_pack(cluster: &Cluster, pack: &PackRef, wants: &[Want]) -> Result<
     // Before the reading begins: one that waits for another request while it holds its own could wait for ever.
     let footer = cluster.store().get_range(&path, footer_start..pack.size).await.map_err(|e| lost(&path, e))?;
     // The header comes first in the pack, so a reading of all of it has it.
-    let mut body = if wants_most && footer_start >= HEADER_LEN as u64 {
+    let mut body = if wants_some && footer_start >= HEADER_LEN as u64 {
         Body::Streamed { reading: Box::new(cluster.store().read(&path, 0..footer_start)), at: 0 }
     } else {
         Body::Pieces
