@@ -50,10 +50,8 @@ impl Leftovers {
     /// Looks for the packs of interrupted backups that are young enough to be used by one that begins with `session`.
     pub(super) async fn find(cluster: &Cluster, session: &session::Session) -> Result<Self> {
         let mut leftovers = Self::default();
-        for (id, record) in session::unfinished(cluster, session).await? {
-            if record.purpose == Purpose::Backup {
-                leftovers.take(cluster, PackNames(id)).await?;
-            }
+        for id in session::unfinished(cluster, session, Purpose::Backup).await? {
+            leftovers.take(cluster, PackNames(id)).await?;
         }
         if !leftovers.packs.is_empty() {
             tracing::info!(packs = leftovers.packs.len(), "an interrupted backup is gone on with");

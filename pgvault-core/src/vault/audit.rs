@@ -156,7 +156,7 @@ pub async fn read(cluster: &Cluster, name: &str) -> Result<Record> {
     let json: serde_json::Value = cluster.get_json(Kind::Audit, name).await?;
     let event = event_of(&json).to_owned();
     let path = cluster.path(name);
-    if layout::event_of(name) != Some(event.as_str()) {
+    if layout::what_of(name) != Some(event.as_str()) {
         return Err(Error::new(ErrorKind::Corrupt, "audit.name", format!("{path} holds a record of the event `{event}`")));
     }
     let record: Record =
@@ -199,7 +199,7 @@ pub async fn of(cluster: &Cluster, events: &[&str]) -> Result<Vec<Record>> {
 pub async fn names(cluster: &Cluster, events: &[&str]) -> Result<Vec<String>> {
     let listed = cluster.store().list(&cluster.path(layout::dir::AUDIT)).await?;
     let named = listed.iter().filter_map(|object| {
-        let event = layout::event_of(&object.name).filter(|event| events.contains(event))?;
+        let event = layout::what_of(&object.name).filter(|event| events.contains(event))?;
         Some(layout::audit(layout::id_of(&object.name)?, event))
     });
     Ok(named.collect())

@@ -278,7 +278,7 @@ fn seen_by(looked_at: Timestamp) -> Timestamp {
 async fn expired_since(cluster: &Cluster, since: Timestamp) -> Result<Vec<(Ulid, Option<Timestamp>)>> {
     let mut expired = Vec::new();
     for object in cluster.store().list(&cluster.path(layout::dir::AUDIT)).await? {
-        let is_one = layout::event_of(&object.name) == Some(event::BACKUP_EXPIRED) && object.last_modified >= since;
+        let is_one = layout::what_of(&object.name) == Some(event::BACKUP_EXPIRED) && object.last_modified >= since;
         let Some(id) = layout::id_of(&object.name).filter(|_| is_one) else { continue };
         match audit::read(cluster, &layout::audit(id, event::BACKUP_EXPIRED)).await {
             Ok(audit::Record { event: Event::BackupExpired { backup_id, committed }, .. }) => expired.push((backup_id, committed)),

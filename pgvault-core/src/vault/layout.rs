@@ -138,9 +138,9 @@ pub fn snapshot(id: Ulid) -> String {
     format!("{}{id}.snap", dir::SNAP)
 }
 
-/// A session, relative to the cluster.
-pub fn session(id: Ulid) -> String {
-    format!("{}{id}", dir::SESSION)
+/// A session, relative to the cluster; `what` is what can be known of it without reading it.
+pub fn session(id: Ulid, what: &str) -> String {
+    format!("{}{id}.{what}", dir::SESSION)
 }
 
 /// An audit record of an event, relative to the cluster.
@@ -148,8 +148,8 @@ pub fn audit(id: Ulid, event: &str) -> String {
     format!("{}{id}.{event}", dir::AUDIT)
 }
 
-/// The event in the name of an audit record.
-pub fn event_of(name: &str) -> Option<&str> {
+/// What follows the id in the name of a record: the event of an audit record, what a session is for.
+pub fn what_of(name: &str) -> Option<&str> {
     name.rsplit('/').next()?.split_once('.').map(|(_, event)| event)
 }
 
@@ -206,7 +206,7 @@ mod tests {
         assert_eq!(class(audit(Ulid(1), "restored")), Class::Meta);
         assert_eq!(class(CLUSTER_DOCUMENT.into()), Class::Meta);
         assert_eq!((class_of(&key_slot(&cluster, Ulid(1))), class_of(&epoch(&cluster, Ulid(1)))), (Class::Meta, Class::Meta));
-        assert_eq!(class(session(Ulid(1))), Class::Transient);
+        assert_eq!(class(session(Ulid(1), "witness")), Class::Transient);
         assert_eq!((class_of(VAULT_DOCUMENT), class_of("probe/x")), (Class::Meta, Class::Transient));
     }
 

@@ -5,6 +5,9 @@
 //! Age is measured with the store's clock (the last-modified of session objects), never the client's.
 //!
 //! A restore and a drill announce themselves as well, where their credentials may write: what they read is not expired meanwhile.
+//!
+//! What a session is for and what it is going to commit stand in its name, `<ulid>.<purpose>.<commits>`, so that a backup need not read
+//! those of all backups before it. The name is sealed with the record, and whoever acts on a session reads it.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -60,6 +63,29 @@ pub enum Purpose {
     Unknown,
 }
 
+impl Purpose {
+    /// As names have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Backup => "backup",
+            Self::WalStream => "wal-stream",
+            Self::Copy => "copy",
+            Self::Restore => "restore",
+            Self::Drill => "drill",
+            Self::Prune => "prune",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    /// What follows the id in the name of a session.
+    fn of(self, commits: Ulid) -> String {
+        format!("{}.{commits}", self.name())
+    }
+}
+
+/// What follows the id in the name of an object that only tells the store's time.
+const WITNESS: &str = "witness";
+
 /// What a reader reads: a backup, and the WAL from its start on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Reads {
@@ -100,18 +126,17 @@ pub struct SessionRecord {
 }
 
 /// Written right before a commit, to learn the store's time.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Serialize)]
 struct Committing {
     session: Ulid,
 }
 
-/// Sessions that have committed nothing, and began so shortly before `own` that it may use what they left ([`RESUME_HOURS`]); the
-/// newest first. Some of them may still be running, which does no harm.
+/// Sessions of a purpose that have committed nothing, and began so shortly before `own` that it may use what they left
+/// ([`RESUME_HOURS`]); the newest first. Some of them may still be running, which does no harm.
 ///
 /// # Errors
 /// When the store fails.
-pub async fn unfinished(cluster: &Cluster, own: &Session) -> Result<Vec<(Ulid, SessionRecord)>> {
+pub async fn unfinished(cluster: &Cluster, own: &Session, purpose: Purpose) -> Result<Vec<Ulid>> {
     let committed: BTreeSet<Ulid> = {
         let listed = cluster.store().list(&cluster.path(layout::dir::SNAP)).await?;
         listed.iter().filter_map(|object| layout::id_of(&object.name)).collect()
@@ -122,14 +147,10 @@ pub async fn unfinished(cluster: &Cluster, own: &Session) -> Result<Vec<(Ulid, S
         if own.began.duration_since(object.last_modified).as_hours() >= RESUME_HOURS {
             continue;
         }
-        // Not every object here is a session: some are written to learn the store's time.
-        let record: SessionRecord = match cluster.get_json(Kind::Session, &layout::session(id)).await {
-            Ok(record) => record,
-            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Unsupported) => continue,
-            Err(error) => return Err(error),
-        };
-        if !committed.contains(&record.commits) {
-            found.push((id, record));
+        let commits = layout::what_of(&object.name).and_then(|what| what.strip_prefix(purpose.name())?.strip_prefix('.'));
+        let Some(commits) = commits.and_then(|id| Ulid::from_string(id).ok()) else { continue };
+        if !committed.contains(&commits) {
+            found.push(id);
         }
         if found.len() == MAX_UNFINISHED {
             break;
@@ -169,8 +190,6 @@ pub struct Watch {
 #[derive(Debug)]
 enum Found {
     Session(SessionRecord),
-    /// It tells the store's time, and begins nothing.
-    Witness,
     /// Nobody knows; it may be of a newer version.
     Unreadable,
 }
@@ -187,13 +206,15 @@ impl Watch {
             .store()
             .each_page(&cluster.path(layout::dir::SESSION), async |page| {
                 let page = page.into_iter().filter(|object| age(object) < READ_HOURS + SLACK_HOURS);
+                // A witness begins nothing.
+                let page = page.filter(|object| layout::what_of(&object.name) != Some(WITNESS));
                 young.extend(page.filter_map(|object| Some((layout::id_of(&object.name)?, object))));
                 Ok(())
             })
             .await?;
         let mut live = Vec::new();
         for (id, object) in young {
-            let Some(found) = self.read(cluster, id).await? else { continue };
+            let Some(found) = self.read(cluster, id, &object.name).await? else { continue };
             let (age, began) = (age(&object), object.last_modified);
             match found {
                 Found::Session(record) if age < record.hours.clamp(0, READ_HOURS) + SLACK_HOURS => {
@@ -218,11 +239,11 @@ impl Watch {
         Ok(live)
     }
 
-    async fn read(&mut self, cluster: &Cluster, id: Ulid) -> Result<Option<&Found>> {
+    async fn read(&mut self, cluster: &Cluster, id: Ulid, path: &str) -> Result<Option<&Found>> {
         if let Entry::Vacant(unread) = self.read.entry(id) {
-            let found = match cluster.get_json::<SessionRecord>(Kind::Session, &layout::session(id)).await {
+            let name = layout::session(id, layout::what_of(path).unwrap_or_default());
+            let found = match cluster.get_json::<SessionRecord>(Kind::Session, &name).await {
                 Ok(record) => Found::Session(record),
-                Err(error) if error.code() == "object.json" && is_witness(cluster, id).await? => Found::Witness,
                 Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => Found::Unreadable,
                 Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
                 Err(error) => return Err(error),
@@ -230,14 +251,6 @@ impl Watch {
             let _ = unread.insert(found);
         }
         Ok(self.read.get(&id))
-    }
-}
-
-async fn is_witness(cluster: &Cluster, id: Ulid) -> Result<bool> {
-    match cluster.get_json::<Committing>(Kind::Session, &layout::session(id)).await {
-        Ok(_) => Ok(true),
-        Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::NotFound | ErrorKind::Unsupported) => Ok(false),
-        Err(error) => Err(error),
     }
 }
 
@@ -270,7 +283,7 @@ impl Session {
 
     async fn announce(cluster: &Cluster, purpose: Purpose, commits: Ulid, hours: i64, reads: Option<Reads>) -> Result<Self> {
         let id = cluster.env().new_id()?;
-        let name = layout::session(id);
+        let name = layout::session(id, &purpose.of(commits));
         let record = SessionRecord {
             purpose,
             started_at: cluster.env().now(),
@@ -290,7 +303,7 @@ impl Session {
     /// When the deadline has passed: its packs may already be collected.
     pub async fn ensure_live(&self, cluster: &Cluster) -> Result<()> {
         // The only way to read the store's clock is to write something.
-        let witness = layout::session(cluster.env().new_id()?);
+        let witness = layout::session(cluster.env().new_id()?, WITNESS);
         cluster.put_json(Kind::Session, &witness, &Committing { session: self.id }).await?;
         let now = cluster.store().head(&cluster.path(&witness)).await?.last_modified;
         let hours = now.duration_since(self.began).as_hours();

@@ -183,8 +183,8 @@ impl Writing {
                 Err(error) => return Err(error),
             }
         }
-        for (left, record) in session::unfinished(cluster, &writing.session).await? {
-            for number in 0..if record.purpose == Purpose::Backup { 4 } else { 0 } {
+        for left in session::unfinished(cluster, &writing.session, Purpose::Backup).await? {
+            for number in 0..4 {
                 let id = pack_name(left, number);
                 let Some(bytes) = cluster.store().get_if_exists(&cluster.path(&layout::pack(id))).await? else { break };
                 let object = cluster.open(Kind::Data, &layout::pack(id), Some(bytes.len() as u64)).await?;

@@ -32,7 +32,7 @@ fn what_history_depends_on_is_locked_by_the_put_that_creates_it() {
             let pack = cluster.path("pack/00/x.pack");
             assert_eq!(store.put_new(&pack, Bytes::from_static(b"x")).await.unwrap(), Put::Created);
             // The vault that was opened knows which names are which; the bare store takes all for data.
-            let session = cluster.path(&layout::session(ulid::Ulid(1)));
+            let session = cluster.path(&layout::session(ulid::Ulid(1), "witness"));
             cluster.store().put_once(&session, Bytes::from_static(b"s")).await.unwrap();
             for object in store.list("").await.unwrap() {
                 let lock = store.lock_of(&object.name).await.unwrap();
