@@ -104,7 +104,7 @@ impl Parent {
         }
         files.sort();
         let behind = usage::left_behind(&packs);
-        let maps = MapReader::new(cluster, &packs);
+        let maps = MapReader::ahead(cluster, &packs).await?;
         let packs = packs.into_iter().map(|pack| (pack.id, pack)).collect();
         Ok(Self { id: snapshot.manifest.id, packs, behind, files, maps, warnings })
     }

@@ -125,8 +125,9 @@ async fn plan_with(cluster: &Cluster, target: &Target, options: PlanOptions, lis
         return Err(Error::new(ErrorKind::OutsideWindow, "restore.not_verified", "no backup has passed a restore drill yet")
             .with_hint("choose another target, for example `--to latest`"));
     }
-    let catalog = Catalog::load(cluster, oldest.manifest.wal_segment_size, oldest.manifest.start_lsn).await?;
-    let gaps = gap::open(cluster, &catalog).await?;
+    let loading = Catalog::load(cluster, oldest.manifest.wal_segment_size, oldest.manifest.start_lsn);
+    let (catalog, recorded) = tokio::try_join!(loading, gap::recorded(cluster))?;
+    let gaps = gap::open_of(cluster, &catalog, recorded).await?;
     let planner = Planner { cluster, catalog, gaps, candidates, damaged, options, target };
     planner.plan().await
 }

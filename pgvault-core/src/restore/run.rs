@@ -81,7 +81,9 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     }
     let mut told = announce(cluster, plan).await?;
     // So is the vault: without these nothing can be restored, and `--delta` would spoil a directory for nothing.
-    let packs: BTreeMap<PackId, PackRef> = plan.snapshot.packs().await?.into_iter().map(|p| (p.id, p)).collect();
+    let table = plan.snapshot.packs().await?;
+    let mut maps = MapReader::ahead(cluster, &table).await?;
+    let packs: BTreeMap<PackId, PackRef> = table.into_iter().map(|p| (p.id, p)).collect();
     for root in &roots {
         prepare_root(root, root == &options.pgdata)?;
     }
@@ -102,7 +104,6 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
     if options.delta {
         remove_strangers(plan, &options.pgdata, &locations).await?;
     }
-    let mut maps = MapReader::new(cluster, packs.values());
     let mut batch = Batch::default();
     let mut files = plan.snapshot.files();
     while let Some(entries) = files.next_chunk().await? {

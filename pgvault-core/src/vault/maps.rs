@@ -5,12 +5,14 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use futures::{StreamExt, stream};
+
 use super::{Cluster, StoredObject, layout, lost};
 use crate::format::FormatError;
 use crate::format::file_table::MapPlace;
 use crate::format::map::{self, FileMap, PackId};
 use crate::format::object::Kind;
-use crate::format::pack_table::PackRef;
+use crate::format::pack_table::{PackKind, PackRef};
 use crate::{Error, Result};
 
 /// Bytes of meta packs that are kept. The maps of 60 GiB of files fit; of a larger cluster neighbours lie in the same packs.
@@ -18,6 +20,9 @@ const KEPT: usize = 64 << 20;
 
 /// A pack that is asked for this often is fetched whole.
 const WHOLE_FROM: u32 = 3;
+
+/// Packs fetched at once.
+const PARALLEL: usize = 8;
 
 /// Packs of which something is kept, at most.
 const MAX_OPEN: usize = 1024;
@@ -47,6 +52,35 @@ impl MapReader {
     pub fn new<'a>(cluster: &Cluster, packs: impl IntoIterator<Item = &'a PackRef>) -> Self {
         let sizes = packs.into_iter().map(|pack| (pack.id, pack.size)).collect();
         Self { cluster: cluster.clone(), sizes, open: VecDeque::new() }
+    }
+
+    /// A reader that has fetched the snapshot's meta packs, as many as it keeps, several at once: one after the other, each would take
+    /// as long as a store far away needs to answer.
+    ///
+    /// # Errors
+    /// When the store fails. A pack that is missing or damaged is no error before it is asked for.
+    pub async fn ahead(cluster: &Cluster, packs: &[PackRef]) -> Result<Self> {
+        let mut reader = Self::new(cluster, packs);
+        let mut room = KEPT as u64;
+        let wanted = packs.iter().filter(|pack| pack.kind == PackKind::Meta).take_while(|pack| {
+            let fits = pack.size <= room;
+            room = room.saturating_sub(pack.size);
+            fits
+        });
+        let opening = wanted.take(MAX_OPEN).map(|pack| async move {
+            let name = layout::pack(ulid::Ulid::from_bytes(pack.id));
+            (pack.id, cluster.open(Kind::Meta, &name, Some(pack.size)).await)
+        });
+        let mut opening = stream::iter(opening.collect::<Vec<_>>()).buffered(PARALLEL);
+        while let Some((pack, opened)) = opening.next().await {
+            match opened {
+                Ok(object) => reader.open.push_back(Held { pack, object, asked: 0 }),
+                Err(error) if error.is_transient() => return Err(error),
+                // Who asks for it is told.
+                Err(_) => {}
+            }
+        }
+        Ok(reader)
     }
 
     /// The cluster.

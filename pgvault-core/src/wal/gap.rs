@@ -78,7 +78,16 @@ pub async fn record(cluster: &Cluster, gap: Gap) -> Result<bool> {
 /// # Errors
 /// When the store fails.
 pub async fn recorded(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
-    gaps(cluster).await
+    let mut gaps: Vec<(Gap, Timestamp)> = Vec::new();
+    for record in audit::of(cluster, &[event::WAL_GAP]).await? {
+        if let Event::WalGap { timeline, from, to } = record.event {
+            let gap = Gap { timeline, from, to };
+            if from < to && gaps.iter().all(|(known, _)| *known != gap) {
+                gaps.push((gap, record.at));
+            }
+        }
+    }
+    Ok(gaps)
 }
 
 /// The holes of a catalog that nobody made on purpose: without what expired.
@@ -127,25 +136,20 @@ impl Expired {
     }
 }
 
-async fn gaps(cluster: &Cluster) -> Result<Vec<(Gap, Timestamp)>> {
-    let mut gaps: Vec<(Gap, Timestamp)> = Vec::new();
-    for record in audit::of(cluster, &[event::WAL_GAP]).await? {
-        if let Event::WalGap { timeline, from, to } = record.event {
-            let gap = Gap { timeline, from, to };
-            if from < to && gaps.iter().all(|(known, _)| *known != gap) {
-                gaps.push((gap, record.at));
-            }
-        }
-    }
-    Ok(gaps)
-}
-
 /// The gaps that there are: the holes of the catalog, and what was recorded and is still not there. Without times.
 ///
 /// # Errors
 /// When the store fails.
 pub async fn open(cluster: &Cluster, catalog: &Catalog) -> Result<Vec<TimedGap>> {
-    let (holes, recorded) = (catalog.gaps(), gaps(cluster).await?);
+    open_of(cluster, catalog, recorded(cluster).await?).await
+}
+
+/// As [`open`], for who knows what was [`recorded`].
+///
+/// # Errors
+/// As [`open`].
+pub async fn open_of(cluster: &Cluster, catalog: &Catalog, recorded: Vec<(Gap, Timestamp)>) -> Result<Vec<TimedGap>> {
+    let holes = catalog.gaps();
     if holes.is_empty() && recorded.is_empty() {
         return Ok(Vec::new());
     }
