@@ -1,11 +1,13 @@
-//! Several writers, a restorer, a pruner and somebody with holds on one vault, interleaved at every request, over a store that fails,
-//! on a clock that jumps: random histories, each from a seed that is printed when it finds something.
+//! Several writers, pruners, a restorer and somebody with holds on one vault, and programs that copy it to another, which has pruners,
+//! a policy and holds of its own. All are interleaved at every request, over stores that fail, on a clock that jumps: random histories,
+//! each from a seed that is printed when it finds something.
 //!
-//! Whatever the history:
+//! Whatever the history, of both vaults:
 //!
-//! - every backup that is listed has all its packs, and they decode;
-//! - what the window needs, what is held and what is being read is there, with its WAL;
-//! - when time passes without writers, every orphan is collected, and no backup is.
+//! - every backup that is listed has all its packs and its WAL, whatever became of it in the other vault, and in the end each is what
+//!   its writer stored, byte for byte;
+//! - what the window needs, what is held, as a backup or as a stretch of time, and what is being read is there, with its WAL;
+//! - when time passes without writers, every orphan is collected, and no backup is; then a copy ships all that is missing.
 //!
 //! `PGVAULT_TEST_SCHEDULES=n` runs so many, `PGVAULT_TEST_SEED=n` only that one.
 
@@ -13,7 +15,9 @@
 
 #[path = "../retention/place.rs"]
 mod place;
+mod programs;
 mod turnstile;
+mod witness;
 mod world;
 
 use std::ops::Range;
@@ -33,7 +37,7 @@ fn no_history_of_writers_and_pruners_loses_a_byte_or_keeps_an_orphan() {
     let (began, seeds) = (std::time::Instant::now(), seeds(60));
     let count = seeds.end - seeds.start;
     let next = std::sync::atomic::AtomicU64::new(seeds.start);
-    let told = std::sync::Mutex::new(world::Told::default());
+    let told = std::sync::Mutex::new(programs::Told::default());
     // Each history has a runtime of its own, so that its seed alone decides.
     std::thread::scope(|scope| {
         for _ in 0..2 {

@@ -15,7 +15,7 @@ use object_store::{
 use tokio::sync::oneshot;
 
 type Waiting = Arc<Mutex<Vec<(usize, oneshot::Sender<()>)>>>;
-type Sleeping = Arc<Mutex<Vec<(Timestamp, oneshot::Sender<()>)>>>;
+type Sleeping = Arc<Mutex<Vec<(Timestamp, usize, oneshot::Sender<()>)>>>;
 
 /// See the [module documentation](self). Clones of one program share its number.
 #[derive(Clone)]
@@ -65,20 +65,25 @@ impl Turnstile {
     /// Returns when the test's clock shows `until`.
     pub(crate) async fn sleep(&self, until: Timestamp) {
         let (sender, receiver) = oneshot::channel();
-        self.sleeping.lock().unwrap().push((until, sender));
+        self.sleeping.lock().unwrap().push((until, self.program, sender));
         let _ = receiver.await;
     }
 
     /// Wakes whoever slept until `now`; tells when the next one wakes.
     pub(crate) fn wake(&self, now: Timestamp) -> Option<Timestamp> {
         let mut sleeping = self.sleeping.lock().unwrap();
-        sleeping.retain(|(_, sender)| !sender.is_closed());
-        sleeping.sort_by_key(|(until, _)| *until);
-        let due = sleeping.iter().take_while(|(until, _)| *until <= now).count();
-        for (_, sender) in sleeping.drain(..due) {
+        sleeping.retain(|(.., sender)| !sender.is_closed());
+        sleeping.sort_by_key(|(until, ..)| *until);
+        let due = sleeping.iter().take_while(|(until, ..)| *until <= now).count();
+        for (.., sender) in sleeping.drain(..due) {
             let _ = sender.send(());
         }
-        sleeping.first().map(|(until, _)| *until)
+        sleeping.first().map(|(until, ..)| *until)
+    }
+
+    /// The programs that sleep.
+    pub(crate) fn sleeping(&self) -> Vec<usize> {
+        self.sleeping.lock().unwrap().iter().filter(|(.., sender)| !sender.is_closed()).map(|(_, program, _)| *program).collect()
     }
 
     /// A collector asks for 256 shards, most of them empty: of these a few wait.

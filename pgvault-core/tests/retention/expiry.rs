@@ -261,8 +261,8 @@ fn claimed_times_push_no_real_backup_out() {
         let ids = ten_days(&place, &cluster).await;
         let mut fake = Vec::new();
         for days in [-1000, -4, -3, 1, 1000] {
-            let claims = Some(place.now() + SignedDuration::from_hours(days * DAY));
-            fake.push(backup(&cluster, Sketch { claims, ..Sketch::at(100) }).await.unwrap());
+            let claimed = place.now() + SignedDuration::from_hours(days * DAY);
+            fake.push(backup(&cluster, Sketch { claims: Some((claimed, claimed)), ..Sketch::at(100) }).await.unwrap());
         }
         let _ = expired(&cluster, &window(3)).await;
         assert_eq!(backups(&cluster).await, ids[7..].iter().chain(&fake).copied().collect());
