@@ -9,7 +9,7 @@
 //! - what the window needs, what is held, as a backup or as a stretch of time, and what is being read is there, with its WAL;
 //! - when time passes without writers, every orphan is collected, and no backup is; then a copy ships all that is missing.
 //!
-//! `PGVAULT_TEST_SCHEDULES=n` runs so many, `PGVAULT_TEST_SEED=n` only that one.
+//! `PGVAULT_TEST_SCHEDULES=n` runs so many, from `PGVAULT_TEST_FIRST=n` on, and `PGVAULT_TEST_SEED=n` only that one.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, dead_code, reason = "a test, and its helpers panic like it")]
 
@@ -29,7 +29,8 @@ fn seeds(quick: u64) -> Range<u64> {
         return seed..seed + 1;
     }
     let full = std::env::var_os("PGVAULT_TEST_FULL").is_some_and(|value| value == "1");
-    0..number("PGVAULT_TEST_SCHEDULES").unwrap_or(if full { 10_000 } else { quick })
+    let first = number("PGVAULT_TEST_FIRST").unwrap_or(0);
+    first..first + number("PGVAULT_TEST_SCHEDULES").unwrap_or(if full { 10_000 } else { quick })
 }
 
 #[test]

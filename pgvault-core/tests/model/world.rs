@@ -115,7 +115,9 @@ impl World {
             let waiting = self.turnstile.waiting();
             // One that neither waits nor sleeps works on another thread.
             let idle: BTreeSet<usize> = waiting.iter().copied().chain(self.turnstile.sleeping()).collect();
-            if waiting.len() == before && programs.iter().all(|(program, task)| idle.contains(program) || task.is_finished()) {
+            if !programs.iter().all(|(program, task)| idle.contains(program) || task.is_finished()) {
+                std::thread::yield_now();
+            } else if waiting.len() == before {
                 break;
             }
         }
@@ -128,7 +130,7 @@ async fn run(seed: u64) -> Told {
     let target = Place::at(source.clock.clone(), seed.rotate_left(32) ^ 0x5555).await;
     let ((policy, window), (policy_of_copy, window_of_copy)) = (policy(&mut dice), policy(&mut dice));
     let world = World {
-        turnstile: Turnstile::new(source.store.clone()),
+        turnstile: Turnstile::new(source.store.clone(), source.clock.clone()),
         places: [source, target],
         policies: [policy, policy_of_copy],
         ledger: Shared::default(),
@@ -161,10 +163,15 @@ async fn run(seed: u64) -> Told {
                 chosen = chosen.saturating_sub(weight);
                 found
             });
-            turnstile.release(at.unwrap());
             ledger.borrow_mut().told.requests += 1;
             let minutes = if dice.permille(4) { 60 * dice.below(40) } else { dice.below(pace) };
-            now += SignedDuration::from_mins(i64::try_from(minutes).unwrap());
+            let then = now + SignedDuration::from_mins(i64::try_from(minutes).unwrap());
+            if let Some(urgent) = turnstile.overdue(then) {
+                turnstile.release(urgent);
+            } else {
+                turnstile.release(at.unwrap());
+                now = then;
+            }
         }
         clock.clock.set(now);
         // Everybody sleeps: until the first wakes.
