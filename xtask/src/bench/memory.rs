@@ -87,7 +87,7 @@ impl Memory {
         println!("writing {} files", self.files);
         let folder = database(cluster)?;
         let write = |number: u32, round: u32| -> Result<()> {
-            let path = folder.join(format!("file.{number:07}"));
+            let path = folder.join(format!("file_{number:07}"));
             fs::write(&path, format!("{number} {round}\n")).with_context(|| format!("write {}", path.display()))?;
             cluster.account.own(&path)
         };
@@ -111,7 +111,7 @@ impl Memory {
         fs::remove_dir_all(&restored)?;
         readers(&mut run)?;
         for number in 0..self.files {
-            fs::remove_file(folder.join(format!("file.{number:07}")))?;
+            fs::remove_file(folder.join(format!("file_{number:07}")))?;
         }
         fs::remove_dir_all(cluster.root().join("files.vault"))?;
         Ok(())
