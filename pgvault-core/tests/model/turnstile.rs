@@ -122,9 +122,9 @@ impl Turnstile {
 impl ObjectStore for Turnstile {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         if location.as_ref().contains("/snap/") {
-            self.pass_soon().await
+            self.pass_soon().await;
         } else {
-            self.pass().await
+            self.pass().await;
         }
         self.inner.put_opts(location, payload, options).await
     }
@@ -135,9 +135,9 @@ impl ObjectStore for Turnstile {
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
         if options.head && location.as_ref().contains("/session/") {
-            self.pass_soon().await
+            self.pass_soon().await;
         } else {
-            self.pass().await
+            self.pass().await;
         }
         self.inner.get_opts(location, options).await
     }
