@@ -7,6 +7,7 @@ mod cluster;
 mod days;
 mod delay;
 mod measure;
+mod memory;
 mod replay;
 mod report;
 mod s3;
@@ -56,6 +57,8 @@ pub(crate) struct Bench {
 enum Other {
     /// Compare a month of incrementals with pgBackRest's block incrementals
     Days(days::Days),
+    /// Print the memory that a million files and a terabyte of maps take
+    Memory(memory::Memory),
     /// Compare recovery fed by `wal fetch` with recovery fed by `cp`
     Replay(replay::Replay),
     /// Compare backup and restore in an S3 server behind a network with latency with those in a directory
@@ -68,6 +71,7 @@ impl Bench {
     pub(crate) fn run(&self) -> Result<()> {
         match &self.other {
             Some(Other::Days(days)) => return days.run(),
+            Some(Other::Memory(memory)) => return memory.run(),
             Some(Other::Replay(replay)) => return replay.run(),
             Some(Other::Stores(stores)) => return stores.run(),
             Some(Other::Wal(bench)) => return bench.run(),

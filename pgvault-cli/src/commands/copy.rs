@@ -43,6 +43,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &CopyArgs) -> Result
         "system_id": target.name().system_id,
         "backups": copied.backups,
         "backups_present": copied.present,
+        "backups_expired": copied.expired,
         "packs": copied.packs,
         "wal_objects": copied.wal,
         "gaps": copied.gaps,

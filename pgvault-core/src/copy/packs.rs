@@ -141,12 +141,17 @@ impl Shelf {
         let mut opening = stream::iter(orphans)
             .map(|pack| async move {
                 let name = layout::pack(Ulid::from_bytes(pack.id));
-                let object = target.open(kind_of(&pack), &name, Some(pack.size)).await?;
-                Ok::<_, Error>((pack.id, Held::of(pack.size, object.reader().frames().len(), object.reader().tail())))
+                let object = match target.open(kind_of(&pack), &name, Some(pack.size)).await {
+                    Ok(object) => object,
+                    // Collected since it was listed: it is shipped anew. When that took days, the deadline is over before the commit.
+                    Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+                    Err(error) => return Err(error),
+                };
+                Ok::<_, Error>(Some((pack.id, Held::of(pack.size, object.reader().frames().len(), object.reader().tail()))))
             })
             .buffer_unordered(PARALLEL);
-        while let Some((id, held)) = opening.try_next().await? {
-            let _ = self.known.insert(id, held);
+        while let Some(found) = opening.try_next().await? {
+            self.known.extend(found);
         }
         Ok(())
     }

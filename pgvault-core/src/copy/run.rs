@@ -12,7 +12,7 @@ use crate::backup::keep;
 use crate::postgres::Lsn;
 use crate::progress::SharedProgress;
 use crate::store::Put;
-use crate::vault::audit::{self, Event};
+use crate::vault::audit::{self, Event, event};
 use crate::vault::snapshot::{self, Manifest, OpenSnapshot};
 use crate::vault::tables::{Limits, Tables};
 use crate::vault::{Cluster, layout};
@@ -43,6 +43,8 @@ pub struct Copied {
     pub backups: Vec<Ulid>,
     /// Backups that were there before.
     pub present: u64,
+    /// Backups that the target's own retention has expired. They are not shipped again.
+    pub expired: u64,
     /// Packs that were stored.
     pub packs: u64,
     /// WAL objects that were stored.
@@ -55,7 +57,7 @@ pub struct Copied {
     pub failed: Vec<Failed>,
 }
 
-/// Ships every backup of `source` that `target` does not have, oldest first, and the WAL from the oldest backup there on.
+/// Ships every backup of `source` that `target` does not have and never expired, oldest first, and the WAL from the oldest backup there on.
 ///
 /// Only the difference is shipped, and a copy that was interrupted is gone on with. What is damaged in the source is not copied,
 /// nor is a backup that needs it; both are in the result, and everything else is copied.
@@ -78,6 +80,7 @@ pub async fn copy(source: &Cluster, target: &Cluster, options: &CopyOptions) -> 
     for damaged in there.damaged {
         run.fail(layout::snapshot(damaged.id), damaged.error.context("the copy has a backup that cannot be read"));
     }
+    let expired = expired(target, &listing.snapshots, &there.snapshots).await?;
     let there: BTreeMap<Ulid, Manifest> = there.snapshots.into_iter().map(|s| (s.manifest.id, s.manifest)).collect();
     // What the target already has counts too: its WAL goes on.
     let mut oldest = there.values().map(|m| (m.start_lsn, m.wal_segment_size)).min_by_key(|(start, _)| *start);
@@ -86,6 +89,8 @@ pub async fn copy(source: &Cluster, target: &Cluster, options: &CopyOptions) -> 
         if let Some(copy) = there.get(&id) {
             ensure_same(target, &snapshot.manifest, copy)?;
             run.copied.present += 1;
+        } else if expired.contains(&id) {
+            run.copied.expired += 1;
         } else if !unreadable.contains(&id) {
             let begins = (snapshot.manifest.start_lsn, snapshot.manifest.wal_segment_size);
             if run.backup(&snapshot).await? {
@@ -98,6 +103,20 @@ pub async fn copy(source: &Cluster, target: &Cluster, options: &CopyOptions) -> 
     }
     run.copied.gaps = records::ship_gaps(&run.route).await?;
     Ok(run.copied)
+}
+
+/// The backups that the target had, and that its retention has expired: what the audit log there says.
+async fn expired(target: &Cluster, wanted: &[OpenSnapshot], there: &[OpenSnapshot]) -> Result<BTreeSet<Ulid>> {
+    let there: BTreeSet<Ulid> = there.iter().map(|snapshot| snapshot.manifest.id).collect();
+    if wanted.iter().all(|snapshot| there.contains(&snapshot.manifest.id)) {
+        return Ok(BTreeSet::new());
+    }
+    let records = audit::of(target, &[event::BACKUP_EXPIRED]).await?;
+    let expired = records.into_iter().filter_map(|record| match record.event {
+        Event::BackupExpired { backup_id, .. } => Some(backup_id),
+        _ => None,
+    });
+    Ok(expired.collect())
 }
 
 /// Refuses to copy a vault to itself, or to another cluster.
@@ -176,17 +195,26 @@ impl Run<'_> {
         let object = snapshot::seal(&target, manifest.id, &json, &tables)?;
         let needed = packs.iter().chain(tables.packs());
         keep::ensure(&target, manifest, needed.map(|pack| Ulid::from_bytes(pack.id))).await?;
+        self.confirm_wal(manifest).await?;
         session.ensure_live(&target).await?;
         if let Put::Different(_) = target.put(&object).await? {
             // Somebody else copies the same vault, and was faster.
             ensure_same(&target, manifest, &snapshot::open(&target, manifest.id, None).await?.manifest)?;
             return Ok(());
         }
+        // An expiry that does not know the backup yet may have been at work in between. What is stored now, it leaves.
+        self.confirm_wal(manifest).await?;
         if let Err(error) = audit::record(&target, Event::BackupCommitted { backup_id: manifest.id }).await {
             // The backup is committed and whole; `check` says that its record is missing.
             tracing::warn!(%error, "the backup was not recorded in the copy's audit log");
         }
         tracing::info!(backup = %manifest.id, "backup copied");
+        Ok(())
+    }
+
+    async fn confirm_wal(&mut self, manifest: &Manifest) -> Result<()> {
+        let wal = self.archive.confirm(manifest, self.options.workers).await?;
+        self.count_wal(wal.objects, wal.bytes);
         Ok(())
     }
 

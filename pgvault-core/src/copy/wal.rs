@@ -4,7 +4,7 @@
 //! resealed object is as long as it was: one of another length under the same name was written by somebody else, and is
 //! compared.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, stream};
 
@@ -66,6 +66,8 @@ pub(super) struct Archive {
     route: Route,
     source: BTreeMap<String, (WalName, u64)>,
     target: BTreeMap<String, (WalName, u64)>,
+    /// What this copy has stored there: too young to be expired.
+    own: BTreeSet<String>,
     histories: BTreeMap<TimelineId, TimelineHistory>,
 }
 
@@ -85,7 +87,7 @@ impl Archive {
                 Err(error) => return Err(error),
             }
         }
-        Ok(Self { route: route.clone(), source, target, histories })
+        Ok(Self { route: route.clone(), source, target, own: BTreeSet::new(), histories })
     }
 
     /// Ships what the target lacks of a stretch, `workers` objects at a time, and every history file that it lacks: those first,
@@ -117,6 +119,7 @@ impl Archive {
                         if created {
                             shipped.objects += 1;
                             shipped.bytes += held.size;
+                            let _ = self.own.insert(name.clone());
                         }
                         let _ = self.target.insert(name, (parsed, held.size));
                     }
@@ -161,6 +164,42 @@ impl Archive {
             )
             .with_hint("run `pgvault check` on the source; without this WAL the backup cannot be restored there either")),
         }
+    }
+
+    /// Makes sure that the target still has what a backup needs to become consistent: an expiry there may have deleted what was listed,
+    /// because no backup of the target needed it. Ships that anew.
+    ///
+    /// # Errors
+    /// As [`Archive::ship_for`].
+    pub(super) async fn confirm(&mut self, manifest: &Manifest, workers: usize) -> Result<Shipped> {
+        let stretch = Stretch::of(manifest);
+        let relied_on = |name: &String, parsed: WalName| {
+            !self.own.contains(name) && (stretch.holds(parsed, manifest.wal_segment_size) || segment_of(parsed).is_none())
+        };
+        let relied_on = self.target.iter().filter(|(name, (parsed, _))| relied_on(name, *parsed)).map(|(name, _)| name.clone());
+        let target = &self.route.target;
+        let mut looking = stream::iter(relied_on.collect::<Vec<_>>())
+            .map(|name| async move {
+                let found = target.store().head(&target.path(&name)).await;
+                (name, found)
+            })
+            .buffered(workers.max(1));
+        let mut lost = Vec::new();
+        while let Some((name, found)) = looking.next().await {
+            match found {
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::NotFound => lost.push(name),
+                Err(error) => return Err(error),
+            }
+        }
+        drop(looking);
+        if lost.is_empty() {
+            return Ok(Shipped::default());
+        }
+        for name in lost {
+            let _ = self.target.remove(&name);
+        }
+        self.ship_for(manifest, workers).await
     }
 
     /// Where the WAL that the target has of a stretch ends, on the way to the backup's timeline.

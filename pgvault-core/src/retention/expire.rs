@@ -5,7 +5,8 @@
 //! deleted less than it might have: the next run goes on.
 //!
 //! A restore announces itself, and looks afterwards whether its backup is still there. Sessions are listed right before the manifests
-//! are deleted and once more before the WAL is: so either the restore is seen, or it sees that its backup is gone.
+//! are deleted and once more before the WAL is: so either the restore is seen, or it sees that its backup is gone. The same for a backup:
+//! either its session is seen, or, in one more look at the manifests after that, what it has committed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -87,6 +88,7 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
     let session = begin(cluster, options.dry_run).await?;
     let now = session.as_ref().map_or_else(|| cluster.store().now(), |session| session.began);
     let Loaded { mut known, damaged, mut manifests } = load(cluster, now, options.verified.clone()).await?;
+    let looked_at: BTreeSet<Ulid> = manifests.keys().copied().collect();
     let mut pruner = Pruner::new(cluster.store(), now, options.dry_run).await?;
     let mut watch = Watch::default();
     add_readers(&mut known, &watch.live(cluster, now).await?);
@@ -147,6 +149,10 @@ pub async fn expire(cluster: &Cluster, options: &ExpireOptions, mut tell: impl F
         from: reads.start_lsn,
         to: None,
     }));
+    // Committed since the manifests were read: the session is over, and the plan knows nothing of what it stored.
+    let late = backups(cluster, &looked_at).await?;
+    needs.extend(late.known.iter().map(|(backup, _)| Need { to: None, ..own_need(backup) }));
+    report.damaged.extend(late.damaged.into_iter().map(|(damaged, _)| damaged));
     match segment_size(&known.backups) {
         Ok(size) => {
             let kept = kept_timelines(&plan);
@@ -196,22 +202,47 @@ struct Loaded {
     manifests: BTreeMap<Ulid, ObjectInfo>,
 }
 
-async fn load(cluster: &Cluster, now: Timestamp, verified: BTreeSet<Ulid>) -> Result<Loaded> {
-    let holds = hold::active(cluster).await?;
-    let (mut backups, mut damaged, mut manifests) = (Vec::new(), Vec::new(), BTreeMap::new());
+/// Manifests, each with its object.
+#[derive(Default)]
+struct Backups {
+    known: Vec<(Backup, ObjectInfo)>,
+    damaged: Vec<(Unreadable, ObjectInfo)>,
+}
+
+/// Reads the manifests that are there, but for those that were looked at before.
+async fn backups(cluster: &Cluster, before: &BTreeSet<Ulid>) -> Result<Backups> {
+    let mut found = Backups::default();
     for object in cluster.store().list(&cluster.path(layout::dir::SNAP)).await? {
         let Some(id) = layout::id_of(&object.name).filter(|id| object.name == cluster.path(&layout::snapshot(*id))) else {
             continue;
         };
+        if before.contains(&id) {
+            continue;
+        }
         match snapshot::open(cluster, id, Some(object.size)).await {
-            Ok(opened) => backups.push(Backup::of(&opened.manifest, object.last_modified)),
+            Ok(opened) => found.known.push((Backup::of(&opened.manifest, object.last_modified), object)),
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
-                damaged.push(Unreadable { backup_id: id, problem: error.to_string(), stored_at: object.last_modified });
+                let damaged = Unreadable { backup_id: id, problem: error.to_string(), stored_at: object.last_modified };
+                found.damaged.push((damaged, object));
             }
-            Err(error) if error.kind() == ErrorKind::NotFound => continue,
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-        let _ = manifests.insert(id, object);
+    }
+    Ok(found)
+}
+
+async fn load(cluster: &Cluster, now: Timestamp, verified: BTreeSet<Ulid>) -> Result<Loaded> {
+    let holds = hold::active(cluster).await?;
+    let (mut backups, mut damaged, mut manifests) = (Vec::new(), Vec::new(), BTreeMap::new());
+    let found = self::backups(cluster, &BTreeSet::new()).await?;
+    for (backup, object) in found.known {
+        let _ = manifests.insert(backup.id, object);
+        backups.push(backup);
+    }
+    for (unreadable, object) in found.damaged {
+        let _ = manifests.insert(unreadable.backup_id, object);
+        damaged.push(unreadable);
     }
     let lines = lines(cluster).await?;
     let known = Known { now, backups, lines, holds, reading: Vec::new(), verified, locked: BTreeMap::new() };

@@ -29,6 +29,12 @@ pub struct Backup {
     pub stop: Lsn,
     /// When the store says that its manifest was written: its age. What the manifest itself says is its writer's word.
     pub stored_at: Timestamp,
+    /// When it began, as its manifest says.
+    #[serde(skip)]
+    pub started_at: Timestamp,
+    /// When it ended, as its manifest says: in a copy of a vault, to which it came later, the only word on how old its pages are.
+    #[serde(skip)]
+    pub finished_at: Timestamp,
     /// False when pages of it were bad at the source.
     pub whole: bool,
     /// Bytes of a WAL segment.
@@ -44,6 +50,8 @@ impl Backup {
             start: manifest.start_lsn,
             stop: manifest.stop_lsn,
             stored_at,
+            started_at: manifest.started_at,
+            finished_at: manifest.finished_at,
             whole: manifest.bad_pages.is_empty(),
             segment_size: manifest.wal_segment_size,
         }
@@ -235,17 +243,19 @@ impl Planner<'_> {
             .chain(self.backups.last().map(|b| b.timeline))
             .collect();
         for timeline in reached {
-            for id in self.before(timeline, begin) {
+            for id in self.before(timeline, begin, |b| b.stored_at) {
                 self.keep(id, Reason::WindowBegin { timeline });
             }
         }
     }
 
     /// The backups that `at` is restored from on a timeline: the newest before it, and the newest whole one when that is not (T29).
-    fn before(&self, timeline: TimelineId, at: Timestamp) -> Vec<Ulid> {
+    /// `time` says when a backup was made.
+    fn before(&self, timeline: TimelineId, at: Timestamp, time: impl Fn(&Backup) -> Timestamp) -> Vec<Ulid> {
         let history = self.known.lines.get(&timeline).and_then(|line| line.history.clone());
         let history = history.or_else(|| (timeline == TimelineId(1)).then(|| TimelineHistory::root(timeline)));
-        let earlier: Vec<&Backup> = self.backups.iter().rev().filter(|b| b.stored_at <= at).collect();
+        let mut earlier: Vec<&Backup> = self.backups.iter().filter(|b| time(b) <= at).collect();
+        earlier.sort_by_key(|b| std::cmp::Reverse((time(b), b.id)));
         let newest = |on: &dyn Fn(&Backup) -> bool| {
             let first = earlier.iter().find(|b| on(b));
             let whole = earlier.iter().find(|b| on(b) && b.whole);
@@ -370,10 +380,15 @@ fn held(planner: &Planner<'_>, hold: &Hold) -> (BTreeSet<Ulid>, Vec<Need>) {
             Some(history) => history.contains(b.timeline, b.stop),
             None => b.timeline == timeline,
         };
-        let begins = planner.before(timeline, from);
-        let inside = planner.backups.iter().filter(|b| b.stored_at > from && b.stored_at <= surely_after && is_on(b));
-        let end = planner.backups.iter().find(|b| b.stored_at > surely_after && is_on(b)).map(|b| b.stop);
-        let ids: BTreeSet<Ulid> = begins.into_iter().chain(inside.map(|b| b.id)).collect();
+        // The store's time is nobody's word, and in a copy it is the time of the copy. What is held by either is held.
+        let begins = planner.before(timeline, from, |b| b.stored_at).into_iter();
+        let begins = begins.chain(planner.before(timeline, from, |b| b.finished_at));
+        let lies_in = |b: &Backup| {
+            (b.stored_at > from && b.stored_at <= surely_after) || (b.finished_at > from && b.finished_at <= surely_after)
+        };
+        let inside = planner.backups.iter().filter(|b| lies_in(b) && is_on(b));
+        let end = planner.backups.iter().find(|b| b.stored_at > surely_after && b.started_at > to && is_on(b)).map(|b| b.stop);
+        let ids: BTreeSet<Ulid> = begins.chain(inside.map(|b| b.id)).collect();
         for backup in planner.backups.iter().filter(|b| ids.contains(&b.id)) {
             let to = end.map(|end| end.max(backup.stop));
             needs.push(Need { timeline: backup.timeline, stop: backup.stop, from: backup.start, to });

@@ -7,9 +7,11 @@ use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use pgvault_core::ErrorKind;
+use pgvault_core::config::RetentionConfig;
 use pgvault_core::copy::copy;
 use pgvault_core::crypto::slot::Unlock;
 use pgvault_core::env::Env;
+use pgvault_core::retention::{ExpireOptions, Policy, expire};
 use pgvault_core::testing::{FaultyStore, ListOrder};
 use pgvault_core::vault::tables::Limits;
 use pgvault_core::vault::{Vault, layout, snapshot};
@@ -241,4 +243,23 @@ async fn h9_young_leftovers_are_used_while_garbage_is_collected() {
     let copied = world.copy().await.unwrap();
     assert_eq!((copied.backups.len(), copied.packs), (2, 0), "{copied:?}");
     assert!(world.held().await.contains_key(&world.to.path(&layout::pack(Ulid::from_bytes(pack.id)))));
+}
+
+/// A copy has a retention of its own. What that has expired would come again with every copy, as young as new, and never go.
+#[tokio::test]
+async fn what_the_copy_has_expired_is_not_shipped_again() {
+    let world = World::new().await;
+    let first = world.copy().await.unwrap();
+    assert_eq!((first.backups.len(), first.expired), (2, 0));
+    let last = RetentionConfig { keep_last: Some(1), ..RetentionConfig::default() };
+    let options = ExpireOptions { policy: Policy::of(&last).unwrap(), dry_run: false, verified: BTreeSet::new() };
+    let expired = expire(&world.to, &options, |_| {}).await.unwrap().expired;
+    assert_eq!(expired, [world.backups[0].0]);
+    let again = world.copy().await.unwrap();
+    assert_eq!((again.backups.len(), again.present, again.expired, again.packs), (0, 1, 1, 0), "{again:?}");
+    // One that is gone without a record was lost, and comes again.
+    let lost = world.to.path(&layout::snapshot(world.backups[1].0));
+    world.target.delete(&Path::from(lost)).await.unwrap();
+    let again = world.copy().await.unwrap();
+    assert_eq!((again.backups.as_slice(), again.expired), ([world.backups[1].0].as_slice(), 1), "{again:?}");
 }

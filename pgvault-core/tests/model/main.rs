@@ -1,19 +1,23 @@
-//! Several writers, a restorer, a pruner and somebody with holds on one vault, interleaved at every request, over a store that fails,
-//! on a clock that jumps: random histories, each from a seed that is printed when it finds something.
+//! Several writers, pruners, a restorer and somebody with holds on one vault, and programs that copy it to another, which has pruners,
+//! a policy and holds of its own. All are interleaved at every request, over stores that fail, on a clock that jumps: random histories,
+//! each from a seed that is printed when it finds something.
 //!
-//! Whatever the history:
+//! Whatever the history, of both vaults:
 //!
-//! - every backup that is listed has all its packs, and they decode;
-//! - what the window needs, what is held and what is being read is there, with its WAL;
-//! - when time passes without writers, every orphan is collected, and no backup is.
+//! - every backup that is listed has all its packs and its WAL, whatever became of it in the other vault, and in the end each is what
+//!   its writer stored, byte for byte;
+//! - what the window needs, what is held, as a backup or as a stretch of time, and what is being read is there, with its WAL;
+//! - when time passes without writers, every orphan is collected, and no backup is; then a copy ships all that is missing.
 //!
-//! `PGVAULT_TEST_SCHEDULES=n` runs so many, `PGVAULT_TEST_SEED=n` only that one.
+//! `PGVAULT_TEST_SCHEDULES=n` runs so many, from `PGVAULT_TEST_FIRST=n` on, and `PGVAULT_TEST_SEED=n` only that one.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, dead_code, reason = "a test, and its helpers panic like it")]
 
 #[path = "../retention/place.rs"]
 mod place;
+mod programs;
 mod turnstile;
+mod witness;
 mod world;
 
 use std::ops::Range;
@@ -25,7 +29,8 @@ fn seeds(quick: u64) -> Range<u64> {
         return seed..seed + 1;
     }
     let full = std::env::var_os("PGVAULT_TEST_FULL").is_some_and(|value| value == "1");
-    0..number("PGVAULT_TEST_SCHEDULES").unwrap_or(if full { 10_000 } else { quick })
+    let first = number("PGVAULT_TEST_FIRST").unwrap_or(0);
+    first..first + number("PGVAULT_TEST_SCHEDULES").unwrap_or(if full { 10_000 } else { quick })
 }
 
 #[test]
@@ -33,7 +38,7 @@ fn no_history_of_writers_and_pruners_loses_a_byte_or_keeps_an_orphan() {
     let (began, seeds) = (std::time::Instant::now(), seeds(60));
     let count = seeds.end - seeds.start;
     let next = std::sync::atomic::AtomicU64::new(seeds.start);
-    let told = std::sync::Mutex::new(world::Told::default());
+    let told = std::sync::Mutex::new(programs::Told::default());
     // Each history has a runtime of its own, so that its seed alone decides.
     std::thread::scope(|scope| {
         for _ in 0..2 {

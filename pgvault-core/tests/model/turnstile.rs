@@ -6,16 +6,21 @@ use std::sync::{Arc, Mutex};
 use async_trait::async_trait;
 use futures::stream::BoxStream;
 use futures::{FutureExt, StreamExt};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta, ObjectStore, PutMultipartOptions,
     PutOptions, PutPayload, PutResult, Result,
 };
+use pgvault_core::clock::{Clock, FixedClock};
 use tokio::sync::oneshot;
 
-type Waiting = Arc<Mutex<Vec<(usize, oneshot::Sender<()>)>>>;
-type Sleeping = Arc<Mutex<Vec<(Timestamp, oneshot::Sender<()>)>>>;
+type Waiting = Arc<Mutex<Vec<(usize, Option<Timestamp>, oneshot::Sender<()>)>>>;
+type Sleeping = Arc<Mutex<Vec<(Timestamp, usize, oneshot::Sender<()>)>>>;
+
+/// What a writer has between its look at its deadline and its commit, two requests, is an hour in all: the length of a request and of
+/// its repetitions is bounded, while a program may stand still anywhere else for as long as it likes.
+const URGENT: SignedDuration = SignedDuration::from_mins(25);
 
 /// See the [module documentation](self). Clones of one program share its number.
 #[derive(Clone)]
@@ -23,6 +28,7 @@ pub(crate) struct Turnstile {
     inner: Arc<dyn ObjectStore>,
     waiting: Waiting,
     sleeping: Sleeping,
+    clock: Arc<FixedClock>,
     program: usize,
 }
 
@@ -39,46 +45,56 @@ impl fmt::Display for Turnstile {
 }
 
 impl Turnstile {
-    pub(crate) fn new(inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, waiting: Arc::default(), sleeping: Arc::default(), program: 0 }
+    pub(crate) fn new(inner: Arc<dyn ObjectStore>, clock: Arc<FixedClock>) -> Self {
+        Self { inner, waiting: Arc::default(), sleeping: Arc::default(), clock, program: 0 }
     }
 
     /// The same turnstile for another program, with another store behind it.
     pub(crate) fn of(&self, program: usize, inner: Arc<dyn ObjectStore>) -> Self {
-        Self { inner, waiting: self.waiting.clone(), sleeping: self.sleeping.clone(), program }
+        Self { inner, waiting: self.waiting.clone(), sleeping: self.sleeping.clone(), clock: self.clock.clone(), program }
     }
 
     /// The programs of the requests that wait.
     pub(crate) fn waiting(&self) -> Vec<usize> {
         let mut waiting = self.waiting.lock().unwrap();
         // A program that died waits no longer.
-        waiting.retain(|(_, sender)| !sender.is_closed());
-        waiting.iter().map(|(program, _)| *program).collect()
+        waiting.retain(|(.., sender)| !sender.is_closed());
+        waiting.iter().map(|(program, ..)| *program).collect()
+    }
+
+    /// The number of one that must not wait until `then`.
+    pub(crate) fn overdue(&self, then: Timestamp) -> Option<usize> {
+        self.waiting.lock().unwrap().iter().position(|(_, latest, _)| latest.is_some_and(|latest| latest < then))
     }
 
     /// Lets one through.
     pub(crate) fn release(&self, number: usize) {
-        let (_, sender) = self.waiting.lock().unwrap().remove(number);
+        let (.., sender) = self.waiting.lock().unwrap().remove(number);
         let _ = sender.send(());
     }
 
     /// Returns when the test's clock shows `until`.
     pub(crate) async fn sleep(&self, until: Timestamp) {
         let (sender, receiver) = oneshot::channel();
-        self.sleeping.lock().unwrap().push((until, sender));
+        self.sleeping.lock().unwrap().push((until, self.program, sender));
         let _ = receiver.await;
     }
 
     /// Wakes whoever slept until `now`; tells when the next one wakes.
     pub(crate) fn wake(&self, now: Timestamp) -> Option<Timestamp> {
         let mut sleeping = self.sleeping.lock().unwrap();
-        sleeping.retain(|(_, sender)| !sender.is_closed());
-        sleeping.sort_by_key(|(until, _)| *until);
-        let due = sleeping.iter().take_while(|(until, _)| *until <= now).count();
-        for (_, sender) in sleeping.drain(..due) {
+        sleeping.retain(|(.., sender)| !sender.is_closed());
+        sleeping.sort_by_key(|(until, ..)| *until);
+        let due = sleeping.iter().take_while(|(until, ..)| *until <= now).count();
+        for (.., sender) in sleeping.drain(..due) {
             let _ = sender.send(());
         }
-        sleeping.first().map(|(until, _)| *until)
+        sleeping.first().map(|(until, ..)| *until)
+    }
+
+    /// The programs that sleep.
+    pub(crate) fn sleeping(&self) -> Vec<usize> {
+        self.sleeping.lock().unwrap().iter().filter(|(.., sender)| !sender.is_closed()).map(|(_, program, _)| *program).collect()
     }
 
     /// A collector asks for 256 shards, most of them empty: of these a few wait.
@@ -88,8 +104,16 @@ impl Turnstile {
     }
 
     async fn pass(&self) {
+        self.pass_until(None).await;
+    }
+
+    async fn pass_soon(&self) {
+        self.pass_until(Some(self.clock.now() + URGENT)).await;
+    }
+
+    async fn pass_until(&self, latest: Option<Timestamp>) {
         let (sender, receiver) = oneshot::channel();
-        self.waiting.lock().unwrap().push((self.program, sender));
+        self.waiting.lock().unwrap().push((self.program, latest, sender));
         let _ = receiver.await;
     }
 }
@@ -97,7 +121,11 @@ impl Turnstile {
 #[async_trait]
 impl ObjectStore for Turnstile {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
-        self.pass().await;
+        if location.as_ref().contains("/snap/") {
+            self.pass_soon().await;
+        } else {
+            self.pass().await;
+        }
         self.inner.put_opts(location, payload, options).await
     }
 
@@ -106,7 +134,11 @@ impl ObjectStore for Turnstile {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.pass().await;
+        if options.head && location.as_ref().contains("/session/") {
+            self.pass_soon().await;
+        } else {
+            self.pass().await;
+        }
         self.inner.get_opts(location, options).await
     }
 

@@ -156,6 +156,49 @@ fn t2_a_backup_under_way_elsewhere_loses_nothing_to_expiry() {
     });
 }
 
+/// T2: a slow backup that commits while an expiry is at work, at whichever of its requests, keeps the WAL that it began with.
+#[test]
+fn t2_a_backup_that_commits_during_an_expiry_keeps_its_wal() {
+    run(async {
+        let mut late = 0;
+        for at in 1.. {
+            let place = Place::new().await;
+            let cluster = place.cluster().await;
+            let mut slow = crate::place::Writing::begin(&cluster).await.unwrap();
+            slow.store(&cluster, 0).await.unwrap();
+            put_wal(&cluster, 1, 3).await.unwrap();
+            place.pass(1);
+            // It began later, is there, and needs nothing of that.
+            let _ = backup(&cluster, Sketch::at(9)).await.unwrap();
+            place.pass(1);
+            let held = Arc::new(FaultyStore::new(place.store.clone()));
+            let seen = place.over(held.clone(), Env::default()).await.unwrap();
+            // From here on its requests are counted.
+            held.heal();
+            held.hold(at);
+            let options = options(&last(1));
+            let mut expiring = std::pin::pin!(expire(&seen, &options, |_| {}));
+            let reached = tokio::select! {
+                () = held.held() => true,
+                done = &mut expiring => done.map(|_| false).unwrap(),
+            };
+            let id = slow.commit(&cluster, &Sketch::at(3)).await.unwrap().id;
+            held.release();
+            if reached {
+                late += 1;
+                let _ = expiring.await.unwrap();
+            }
+            if backups(&cluster).await.contains(&id) {
+                assert!(wal(&cluster, 1).await.contains(&3), "it committed before request {at}, and lost its WAL");
+            }
+            if !reached {
+                break;
+            }
+        }
+        assert!(late > 10, "an expiry has more requests than {late}");
+    });
+}
+
 /// R8: what is restored at the moment is not expired, nor the WAL that it will ask for.
 #[test]
 fn r8_a_restore_in_progress_keeps_its_backup_and_its_wal() {
@@ -261,8 +304,8 @@ fn claimed_times_push_no_real_backup_out() {
         let ids = ten_days(&place, &cluster).await;
         let mut fake = Vec::new();
         for days in [-1000, -4, -3, 1, 1000] {
-            let claims = Some(place.now() + SignedDuration::from_hours(days * DAY));
-            fake.push(backup(&cluster, Sketch { claims, ..Sketch::at(100) }).await.unwrap());
+            let claimed = place.now() + SignedDuration::from_hours(days * DAY);
+            fake.push(backup(&cluster, Sketch { claims: Some((claimed, claimed)), ..Sketch::at(100) }).await.unwrap());
         }
         let _ = expired(&cluster, &window(3)).await;
         assert_eq!(backups(&cluster).await, ids[7..].iter().chain(&fake).copied().collect());

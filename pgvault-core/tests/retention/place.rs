@@ -72,7 +72,11 @@ impl Place {
 
     /// With the names that a seed gives.
     pub(crate) async fn of_seed(seed: u64) -> Self {
-        let clock = Arc::new(FixedClock::new("2026-01-05T00:00:00Z".parse().unwrap()));
+        Self::at(Arc::new(FixedClock::new("2026-01-05T00:00:00Z".parse().unwrap())), seed).await
+    }
+
+    /// With a clock that it may share with others.
+    pub(crate) async fn at(clock: Arc<FixedClock>, seed: u64) -> Self {
         let store: Arc<dyn ObjectStore> = Arc::new(TimedStore::new(Arc::new(InMemory::new()), clock.clone()));
         let key = age::x25519::Identity::generate();
         let secret = age::secrecy::ExposeSecret::expose_secret(&key.to_string()).to_owned();
@@ -117,8 +121,8 @@ pub(crate) struct Sketch {
     /// Packs that it stores.
     pub(crate) packs: u32,
     pub(crate) bad: bool,
-    /// What its manifest claims; the time of its end when not given.
-    pub(crate) claims: Option<Timestamp>,
+    /// When its manifest claims that it began and ended; twice the time of its end when not given.
+    pub(crate) claims: Option<(Timestamp, Timestamp)>,
 }
 
 impl Sketch {
@@ -206,8 +210,14 @@ impl Writing {
         Ok(writing)
     }
 
+    /// What [`Writing::store`] stores under this number, and where.
+    pub(crate) fn pack(&self, number: u32) -> (Ulid, String) {
+        (pack_name(self.session.id, number), format!("{} {number}", self.id))
+    }
+
     pub(crate) async fn store(&mut self, cluster: &Cluster, number: u32) -> Result<()> {
-        let pack = store_pack(cluster, pack_name(self.session.id, number), &format!("{} {number}", self.id)).await?;
+        let (id, text) = self.pack(number);
+        let pack = store_pack(cluster, id, &text).await?;
         let _ = self.packs.insert(pack.id, pack);
         Ok(())
     }
@@ -218,6 +228,7 @@ impl Writing {
         let limits = if sketch.segment.is_multiple_of(2) { Limits::default() } else { Limits { inline: 0, pack: 1 << 20 } };
         let tables = Tables::store(cluster, &packs, Vec::new(), limits).await?;
         let (start, now) = (sketch.segment * SEGMENT, cluster.env().now());
+        let claims = sketch.claims.unwrap_or((now, now));
         let bad = BadPage { path: "base/1/2".into(), block: 3, reason: "checksum".into() };
         let manifest = Manifest {
             id: self.id,
@@ -232,8 +243,8 @@ impl Writing {
             timeline: TimelineId(sketch.timeline),
             start_lsn: Lsn(start + 40),
             stop_lsn: Lsn(start + 400),
-            started_at: sketch.claims.unwrap_or(now),
-            finished_at: sketch.claims.unwrap_or(now),
+            started_at: claims.0,
+            finished_at: claims.1,
             wal_segment_size: u32::try_from(SEGMENT).unwrap().try_into().unwrap(),
             block_size: 8192,
             data_checksums: true,
@@ -272,10 +283,13 @@ fn segment_name(timeline: u32, number: u64) -> SegmentName {
     SegmentName::new(TimelineId(timeline), WalSegNo(number), u32::try_from(SEGMENT).unwrap().try_into().unwrap())
 }
 
-/// A segment's name and nothing in it: retention goes by names and times.
+/// Retention goes by names and times, and copies by what is sealed: no server would know such a segment.
 pub(crate) async fn put_wal(cluster: &Cluster, timeline: u32, number: u64) -> Result<()> {
     let name = WalName::File(WalFileName::Segment(segment_name(timeline, number))).object();
-    cluster.store().put_new(&cluster.path(&name), bytes::Bytes::from_static(b"wal")).await.map(drop)
+    let text = format!("segment {number}").into_bytes();
+    let mut writer = SealedWriter::new(cluster.env(), cluster.keys(), Kind::Wal, name, 4096)?;
+    let _ = writer.push(&mut FrameEncoder::new(1)?, &text, cluster.keys().digest().frame(&text))?;
+    cluster.put(&writer.finish(Vec::new())).await.map(drop)
 }
 
 pub(crate) async fn put_history(cluster: &Cluster, timeline: u32, text: &str) {
@@ -306,15 +320,22 @@ pub(crate) async fn backups(cluster: &Cluster) -> BTreeSet<Ulid> {
 
 /// The packs that a backup needs, each read to its last byte.
 pub(crate) async fn read_all(cluster: &Cluster, id: Ulid) -> Result<BTreeSet<Ulid>> {
-    let snapshot = snapshot::open(cluster, id, None).await?;
-    let mut packs: BTreeSet<Ulid> = snapshot.table_packs().map(|pack| Ulid::from_bytes(pack.id)).collect();
-    for pack in snapshot.packs().await? {
+    let mut packs: BTreeSet<Ulid> = contents(cluster, id).await?.into_keys().collect();
+    packs.extend(snapshot::open(cluster, id, None).await?.table_packs().map(|pack| Ulid::from_bytes(pack.id)));
+    Ok(packs)
+}
+
+/// What a backup consists of: the bytes of each pack.
+pub(crate) async fn contents(cluster: &Cluster, id: Ulid) -> Result<BTreeMap<Ulid, Vec<u8>>> {
+    let mut packs = BTreeMap::new();
+    for pack in snapshot::open(cluster, id, None).await?.packs().await? {
         let id = Ulid::from_bytes(pack.id);
         let object = cluster.open(Kind::Data, &layout::pack(id), Some(pack.size)).await?;
+        let mut bytes = Vec::new();
         for number in 0..object.frame_count() {
-            let _ = object.frame(number).await?;
+            bytes.extend(object.frame(number).await?);
         }
-        let _ = packs.insert(id);
+        let _ = packs.insert(id, bytes);
     }
     Ok(packs)
 }

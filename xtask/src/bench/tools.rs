@@ -157,7 +157,7 @@ pub(super) fn pgvault_remote(cluster: &Cluster, binary: &Path) -> Result<Tool> {
 
 /// A build of pgvault with its configuration.
 #[derive(Clone)]
-struct Pgvault {
+pub(super) struct Pgvault {
     name: String,
     binary: PathBuf,
     config: PathBuf,
@@ -165,7 +165,7 @@ struct Pgvault {
 }
 
 impl Pgvault {
-    fn new(cluster: &Cluster, name: &str, binary: &Path, vault: Vault) -> Result<Self> {
+    pub(super) fn new(cluster: &Cluster, name: &str, binary: &Path, vault: Vault) -> Result<Self> {
         // The target folder of a build may not be readable for the account.
         let copy = cluster.root().join(format!("{name}.bin"));
         let _ = fs::copy(binary, &copy).with_context(|| format!("copy {}", binary.display()))?;
@@ -181,7 +181,7 @@ impl Pgvault {
         Ok(Self { name: name.to_owned(), binary: copy, config, vault: Rc::new(vault) })
     }
 
-    fn command(&self, cluster: &Cluster, arguments: &[&str]) -> Command {
+    pub(super) fn command(&self, cluster: &Cluster, arguments: &[&str]) -> Command {
         let mut command = cluster.account.command(&self.binary);
         command.arg("--config").arg(&self.config).args(arguments).envs(self.vault.variables.iter().cloned());
         command

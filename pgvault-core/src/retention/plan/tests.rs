@@ -29,6 +29,8 @@ fn backup(number: u64, hours: i64) -> Backup {
         start: Lsn(number << 24),
         stop: Lsn((number << 24) + 100),
         stored_at: ago(hours),
+        started_at: ago(hours + 1),
+        finished_at: ago(hours),
         whole: true,
         segment_size: SegmentSize::DEFAULT,
     }
@@ -191,6 +193,31 @@ fn h20_a_range_keeps_the_backup_before_it_and_the_wal_to_its_end() {
     let held: Vec<&Need> = plan.needs.iter().filter(|need| need.from == Lsn(3 << 24)).collect();
     assert!(held.iter().any(|need| need.to == Some(Lsn((7 << 24) + 100))), "{held:?}");
     assert!(held.iter().all(|need| need.to.is_some()), "{held:?}");
+}
+
+/// H20: backups come to a copy of a vault days after they were made, all at once or late. A range is one of the database's time.
+#[test]
+fn h20_a_range_in_a_copy_goes_by_when_backups_were_made() {
+    let made: Vec<Backup> = (1..=9).map(|n| backup(n, (20 - i64::try_from(n).unwrap()) * DAY)).collect();
+    let scope = Scope::Range { from: ago(17 * DAY - 1), to: ago(15 * DAY + 1) };
+    let count = || RetentionConfig { keep_last: Some(1), ..RetentionConfig::default() };
+    let held = |stored: &dyn Fn(&Backup) -> Timestamp| {
+        let mut known = known(made.iter().map(|b| Backup { stored_at: stored(b), ..*b }).collect());
+        known.holds = vec![Hold { id: Ulid(77), scope, reason: String::new(), placed_at: now() }];
+        let plan = Plan::new(&policy(count()), &known);
+        let ends: BTreeSet<Option<Lsn>> = plan.needs.iter().filter(|need| need.from == Lsn(3 << 24)).map(|need| need.to).collect();
+        (kept(count(), &known), ends)
+    };
+    let after_the_end = BTreeSet::from([Some(Lsn((7 << 24) + 100))]);
+    // Copied long after the stretch.
+    assert_eq!(
+        held(&|b| ago(10) + SignedDuration::from_secs(i64::try_from(b.start.0 >> 24).unwrap())),
+        (vec![3, 4, 5, 6, 9], after_the_end)
+    );
+    // Three days late: the first that comes more than two days after the end was made before it.
+    let (kept, ends) = held(&|b| b.finished_at + SignedDuration::from_hours(3 * DAY));
+    assert!([3, 4, 5].iter().all(|id| kept.contains(id)), "{kept:?}");
+    assert!(ends.iter().all(|end| end.is_none_or(|end| end >= Lsn(5 << 24))), "{ends:?}");
 }
 
 /// Whoever may write chooses what a manifest says, and not when the store got it: real backups are not pushed out of a window.
