@@ -49,7 +49,9 @@ pub(super) fn list(pgdata: &Path, version_directory: &str) -> Result<Listing> {
 }
 
 fn walk(directory: &Path, relative: &str, version_directory: &str, listing: &mut Listing) -> Result<()> {
-    let mut children: Vec<(String, String, fs::Metadata, PathBuf)> = Vec::new();
+    // A directory may have a million files, so they go straight into the listing; those of unlogged relations leave it again.
+    let begin = listing.files.len();
+    let mut others: Vec<(String, String, fs::Metadata, PathBuf)> = Vec::new();
     let reading = match fs::read_dir(directory) {
         Ok(reading) => reading,
         // A dropped database.
@@ -67,13 +69,22 @@ fn walk(directory: &Path, relative: &str, version_directory: &str, listing: &mut
             continue;
         }
         match child.metadata() {
-            Ok(metadata) => children.push((path, name, metadata, child.path())),
+            Ok(metadata) if metadata.is_file() => {
+                if path != CONTROL {
+                    listing.files.push((path, metadata.len()));
+                }
+            }
+            Ok(metadata) => others.push((path, name, metadata, child.path())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(unreadable("stat", &child.path(), e)),
         }
     }
-    let unlogged = exclude::unlogged(children.iter().map(|(path, ..)| path.as_str()));
-    for (path, name, metadata, place) in children {
+    let unlogged = exclude::unlogged(listing.files.iter().skip(begin).map(|(path, _)| path.as_str()));
+    if !unlogged.is_empty() {
+        let files = listing.files.split_off(begin);
+        listing.files.extend(files.into_iter().filter(|(path, _)| !exclude::is_unlogged_fork(path, &unlogged)));
+    }
+    for (path, name, metadata, place) in others {
         if metadata.is_symlink() {
             link(&path, &name, &place, relative, version_directory, listing)?;
         } else if metadata.is_dir() {
@@ -83,8 +94,6 @@ fn walk(directory: &Path, relative: &str, version_directory: &str, listing: &mut
             } else if path == "pg_wal" {
                 push_directory(listing, "pg_wal/archive_status", 0o700);
             }
-        } else if metadata.is_file() && path != CONTROL && !exclude::is_unlogged_fork(&path, &unlogged) {
-            listing.files.push((path, metadata.len()));
         }
     }
     Ok(())
