@@ -5,11 +5,12 @@
 
 use std::collections::BTreeSet;
 
+use futures::{StreamExt, TryStreamExt, stream};
+
 use super::object::{Route, is_damage};
 use crate::Result;
 use crate::format::object::Kind;
 use crate::vault::audit::{self, event};
-use futures::{StreamExt, TryStreamExt, stream};
 
 /// Records read at once.
 const PARALLEL: usize = 8;
