@@ -64,6 +64,8 @@ pub(crate) enum Command {
     List(ReadArgs),
     /// Show at a glance whether the cluster could be restored now
     Status(ReadArgs),
+    /// Prove a backup: restore it into a throwaway server, cut off from the world, and examine that
+    Verify(Box<VerifyArgs>),
     /// Verify everything that is stored, with the key
     Check(CheckArgs),
     /// Verify every object's hash, without a key
@@ -343,6 +345,145 @@ pub(crate) struct RestoreArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub(crate) struct VerifyArgs {
+    #[command(subcommand)]
+    pub(crate) command: Option<VerifyCommand>,
+
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    #[command(flatten)]
+    pub(crate) place: FromArgs,
+
+    /// Start from this backup, `latest` for the newest
+    #[arg(long, value_name = "ID")]
+    pub(crate) backup: Option<String>,
+
+    /// What to restore, as for `restore`, or `random` for some moment of the recoverable window
+    #[arg(long, value_name = "TARGET", default_value = "latest")]
+    pub(crate) to: String,
+
+    /// Follow this timeline instead of the newest
+    #[arg(long, value_name = "N")]
+    pub(crate) timeline: Option<u32>,
+
+    /// What runs the copy [default: `drill.runner` of the configuration, or process]
+    #[arg(long, value_enum)]
+    pub(crate) runner: Option<RunnerName>,
+
+    /// Image of the container
+    #[arg(long, value_name = "IMAGE")]
+    pub(crate) image: Option<String>,
+
+    /// Folder to make the copy in
+    #[arg(long, value_name = "DIR")]
+    pub(crate) folder: Option<PathBuf>,
+
+    /// Use no more than this of the folder's space (`20GiB`); a drill without room for the whole copy restores a sample, which proves no
+    /// backup
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    pub(crate) room: Option<u64>,
+
+    /// Read and compare everything instead of a sample: every row, every index entry
+    #[arg(long)]
+    pub(crate) deep: bool,
+
+    /// Compare this filestore with the attachments of a database of Odoo
+    #[arg(long = "filestore", value_name = "DATABASE=DIR", value_parser = key_value)]
+    pub(crate) filestores: Vec<(String, String)>,
+
+    /// Make a base backup of the copy when it has passed, without asking production for anything
+    #[arg(long)]
+    pub(crate) promote_to_backup: bool,
+
+    /// Seed of what is chosen at random, to repeat a drill
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+
+    #[command(flatten)]
+    pub(crate) reports: ReportArgs,
+}
+
+/// Where reports of a drill are written.
+#[derive(Debug, Args)]
+pub(crate) struct ReportArgs {
+    /// Write the report for people to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+
+    /// Write the signed receipt to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+
+    /// Write the checks as test results to this file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) junit: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VerifyCommand {
+    /// Show an earlier drill
+    Report(DrillReportArgs),
+    /// Write a Containerfile for the image that drills by `--runner docker` run in
+    BuildImage(BuildImageArgs),
+    /// Verify the signature of a receipt that was written by --json; needs no vault
+    Receipt(ReceiptArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DrillReportArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    #[command(flatten)]
+    pub(crate) place: FromArgs,
+
+    /// The drill; the last one when not given
+    #[arg(value_name = "ID")]
+    pub(crate) drill: Option<String>,
+
+    #[command(flatten)]
+    pub(crate) reports: ReportArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BuildImageArgs {
+    /// Major version of PostgreSQL
+    #[arg(long, value_name = "N")]
+    pub(crate) major: u32,
+
+    /// An extension that the cluster has, as in `CREATE EXTENSION`; may be repeated. Those of PostgreSQL itself are always there
+    #[arg(long = "extension", value_name = "NAME")]
+    pub(crate) extensions: Vec<String>,
+
+    /// Write it here instead of to standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ReceiptArgs {
+    /// The receipt
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// The public key that it must be signed by, base64, as an earlier report or `--output json` shows it
+    #[arg(long, value_name = "KEY")]
+    pub(crate) public_key: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RunnerName {
+    /// A PostgreSQL that is installed on this machine
+    Process,
+    /// A container, by the Docker API (Docker Engine, Podman)
+    Docker,
+    /// The pod that this runs in; its copy goes into the pod's own volume (`--folder`)
+    Kubernetes,
+}
+
+#[derive(Debug, Args)]
 pub(crate) struct CheckArgs {
     #[command(flatten)]
     pub(crate) cluster: ClusterArgs,
@@ -524,6 +665,10 @@ pub(crate) struct DemoArgs {
 pub(crate) struct CompletionArgs {
     /// The shell
     pub(crate) shell: clap_complete::Shell,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    text.parse::<bytesize::ByteSize>().map(|size| size.as_u64())
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -16,4 +16,5 @@ pub(crate) mod list;
 pub(crate) mod restore;
 pub(crate) mod status;
 pub(crate) mod undelete;
+pub(crate) mod verify;
 pub(crate) mod wal;

@@ -9,7 +9,7 @@ use pgvault_core::store::Store;
 use pgvault_core::vault::{Cluster, Vault, layout};
 use pgvault_core::{Error, ErrorKind, Result};
 
-use crate::args::{Cli, ClusterArgs, Command, WalCommand};
+use crate::args::{Cli, ClusterArgs, Command, VerifyCommand, WalCommand};
 use crate::output::Meter;
 
 /// Places that are looked at when no file is named.
@@ -138,6 +138,10 @@ fn named(place: Place<'_>, error: Error) -> Error {
 fn from_of(command: &Command) -> Option<&str> {
     let from = match command {
         Command::List(args) | Command::Status(args) => &args.place.from,
+        Command::Verify(args) => match &args.command {
+            Some(VerifyCommand::Report(args)) => &args.place.from,
+            _ => &args.place.from,
+        },
         Command::Check(args) => &args.place.from,
         Command::Scrub(args) => &args.place.from,
         Command::Restore(args) => &args.place.from,
@@ -154,7 +158,7 @@ fn job_of(command: &Command) -> Job {
     match command {
         Command::Backup(_) => Job::Backup,
         Command::Wal(_) => Job::Wal,
-        Command::Restore(_) => Job::Restore,
+        Command::Restore(_) | Command::Verify(_) => Job::Restore,
         Command::Check(_) | Command::Scrub(_) => Job::Check,
         _ => Job::Other,
     }

@@ -70,6 +70,7 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Copy(args) => Box::pin(commands::copy::run(cli, printer, args)).await,
             Command::List(args) => commands::list::run(cli, printer, args).await,
             Command::Status(args) => commands::status::run(cli, printer, args).await,
+            Command::Verify(args) => Box::pin(commands::verify::run(cli, printer, args)).await,
             Command::Check(args) => commands::inspect::check(cli, printer, args).await,
             Command::Scrub(args) => commands::inspect::scrub(cli, printer, args).await,
             Command::Expire(args) => Box::pin(commands::expire::run(cli, printer, args)).await,

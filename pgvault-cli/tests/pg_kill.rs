@@ -75,6 +75,8 @@ impl Place {
         let passphrase = format!("passphrase_file = \"{}\"", self.folder.path().join(passphrase_file).display());
         let (connection, pgdata) = (self.server.conninfo(), self.server.pgdata().display());
         let cluster = format!("[cluster.main]\nconnection = \"{connection}\"\npgdata = \"{pgdata}\"\n");
+        // Who reads leaves hints in pages, in those of catalogues too, and here every byte is compared.
+        let cluster = cluster + "[cluster.main.drill]\ncount_rows = false\n";
         fs::write(self.config(), self.vaults.config(VAULT, &passphrase, &cluster)).unwrap();
     }
 
@@ -213,10 +215,14 @@ fn a_backup_killed_at_any_moment_leaves_a_whole_vault() {
     let place = Place::new(8);
     let mut moments = Moments::seeded("backups");
     let _ = place.expect(0, &["init"]);
-    let began = Instant::now();
-    let first = place.expect(0, &["backup"])["backup_id"].as_str().unwrap().to_owned();
-    let whole = began.elapsed();
-    let mut acknowledged = vec![first];
+    let timed = || {
+        let began = Instant::now();
+        let id = place.expect(0, &["backup"])["backup_id"].as_str().unwrap().to_owned();
+        (id, began.elapsed())
+    };
+    // Those that are killed find pages that are stored already, and are faster than the first.
+    let ((first, _), (second, whole)) = (timed(), timed());
+    let mut acknowledged = vec![first, second];
     let mut finished = 0;
     for round in 0..rounds() {
         let source = if round % 3 == 2 { "remote" } else { "local" };

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use pgvault_core::backup::{BackupOptions, backup};
+use pgvault_core::backup::{BackupOptions, CensusOptions, backup};
 use pgvault_core::crypto::slot::{Unlock, Wrap};
 use pgvault_core::env::Env;
 use pgvault_core::postgres::{ConnInfo, Connection, Mode, ParseError, SystemId};
@@ -75,7 +75,9 @@ async fn back_up_and_restore(conninfo: &str, pgdata: &str, vault: &str, target: 
         strict: true,
         spread_checkpoint: false,
         archive_patience: None,
+        as_of: None,
         full: false,
+        census: Some(CensusOptions::default()),
         progress: Arc::new(Silent),
     };
     let manifest = backup(&cluster, &options).await?;

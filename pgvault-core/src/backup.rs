@@ -9,6 +9,7 @@
 //! Both sources feed the same pipeline: `remote` receives one stream, `local` lets the workers read in parallel. What the backup
 //! before has (`parent`), or an interrupted one has left (`leftovers`), is referred to and not stored again.
 
+mod census;
 mod entries;
 mod exclude;
 mod file;
@@ -25,5 +26,6 @@ mod server;
 mod usage;
 mod worker;
 
+pub use census::CensusOptions;
 pub use options::BackupOptions;
-pub use run::backup;
+pub use run::{Prepared, backup, prepare};

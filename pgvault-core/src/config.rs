@@ -4,6 +4,7 @@
 //! (`PGVAULT_CLUSTER__MAIN__WAL__SLOT`). A value of the environment wins over the file. Secrets can be given directly, by
 //! `_FILE` or by `_COMMAND`; none is ever printed. Unknown keys are errors, so that a misspelt retention is not ignored.
 
+mod drill;
 mod kms;
 mod load;
 mod secret;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
+pub use drill::{Asks, DrillCheck, DrillConfig, RunnerKind};
 pub use kms::{KmsOptions, VaultAuth};
 pub use load::{load, load_text};
 pub use secret::SecretSource;
@@ -112,6 +114,9 @@ pub struct ClusterConfig {
     /// Retention settings.
     #[serde(default)]
     pub retention: RetentionConfig,
+    /// Restore drills.
+    #[serde(default)]
+    pub drill: DrillConfig,
 }
 
 fn default_level() -> i32 {

@@ -14,4 +14,5 @@ pub mod digest;
 pub mod keys;
 pub mod kms;
 pub mod sealed;
+pub mod signature;
 pub mod slot;

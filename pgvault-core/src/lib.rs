@@ -57,7 +57,7 @@
 //! ```no_run
 //! use std::sync::Arc;
 //!
-//! use pgvault_core::backup::{BackupOptions, backup};
+//! use pgvault_core::backup::{BackupOptions, CensusOptions, backup};
 //! use pgvault_core::postgres::ConnInfo;
 //! use pgvault_core::progress::Silent;
 //! use pgvault_core::restore::plan::{PlanOptions, plan};
@@ -74,7 +74,9 @@
 //!         strict: true,
 //!         spread_checkpoint: false,
 //!         archive_patience: None,
+//!         as_of: None,
 //!         full: false,
+//!         census: Some(CensusOptions::default()),
 //!         progress: Arc::new(Silent),
 //!     };
 //!     let manifest = backup(cluster, &options).await?;

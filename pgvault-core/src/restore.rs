@@ -5,6 +5,7 @@
 //! ```
 
 pub mod branch;
+pub mod changes;
 mod delta;
 mod files;
 pub mod plan;
@@ -14,4 +15,4 @@ pub mod target;
 pub mod window;
 
 pub use recovery::{RestoreCommand, TargetAction};
-pub use run::{RestoreOptions, Restored, restore};
+pub use run::{RestoreOptions, Restored, restore, restore_some};

@@ -5,6 +5,8 @@
 //! answer was lost is settled, and [`layout`] for the names.
 
 pub mod audit;
+pub mod census;
+pub mod drill;
 pub mod features;
 pub mod gc;
 pub mod hold;

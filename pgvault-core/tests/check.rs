@@ -64,6 +64,7 @@ fn manifest(cluster: &Cluster) -> Manifest {
         bad_pages: Vec::new(),
         labels: BTreeMap::new(),
         warnings: Vec::new(),
+        census: None,
         files: 0,
         source_bytes: 0,
         changed_bytes: 0,

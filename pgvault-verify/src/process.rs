@@ -31,6 +31,7 @@ pub use account::Account;
 pub use adopt::Adopt;
 pub use builder::{Auth, ServerBuilder};
 pub use install::{Install, Version};
+pub(crate) use server::private_folder;
 pub use server::{Mode, Outcome, Server};
 
 /// Result of the operations of this module.

@@ -15,6 +15,7 @@
 //! | [`Kind::Garage`] | a real S3 server | the same; takes a quarter of an hour to build |
 //! | [`Kind::S3sFs`] | an S3 server over a directory | quick to start; lets several writers win at once, drops the headers of locks without a word |
 //! | [`OpenBao`] | a key service | Vault's transit engine; no store |
+//! | [`Podman`] | a service that runs containers | the Docker API; images of the PostgreSQL that is here. No store |
 //!
 //! `cargo xtask test` starts each server once and tells the tests in variables like `PGVAULT_TEST_STORE_RGW`; a test that
 //! finds none starts its own. A server that cannot be had fails the test.
@@ -28,6 +29,7 @@ mod guard;
 mod kinds;
 mod openbao;
 mod place;
+mod podman;
 mod runtime;
 mod server;
 mod tls;
@@ -37,4 +39,5 @@ pub use gate::Gate;
 pub use kinds::localstack::python as localstack_python;
 pub use openbao::{OpenBao, ROOT_TOKEN};
 pub use place::Place;
+pub use podman::Podman;
 pub use server::{Info, Kind, Role, Server, Tls};

@@ -1,6 +1,6 @@
 //! `pgvault backup`
 
-use pgvault_core::backup::{BackupOptions, backup};
+use pgvault_core::backup::{BackupOptions, CensusOptions, backup};
 use pgvault_core::{Error, ErrorKind, Result};
 use serde_json::json;
 
@@ -29,7 +29,9 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &BackupArgs) -> Resu
         strict: args.strict,
         spread_checkpoint: args.spread_checkpoint,
         archive_patience: None,
+        as_of: None,
         full: args.full,
+        census: config.drill.count_rows.then(CensusOptions::default),
         progress: printer.progress(),
         pgdata,
     };

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
-use pgvault_core::backup::{BackupOptions, backup};
+use pgvault_core::backup::{BackupOptions, CensusOptions, backup};
 use pgvault_core::postgres::{ConnInfo, Connection, Mode};
 use pgvault_core::progress::Silent;
 use pgvault_core::restore::plan::{PlanOptions, plan};
@@ -187,7 +187,9 @@ impl Demo<'_> {
             strict: true,
             spread_checkpoint: false,
             archive_patience: None,
+            as_of: None,
             full: false,
+            census: Some(CensusOptions::default()),
             progress: Arc::new(Silent),
         };
         let manifest = self.unless_stopped(backup(cluster, &options)).await?;

@@ -1,10 +1,9 @@
 //! `pgvault expire`: deletes what the retention policy does not keep.
 
-use std::collections::BTreeSet;
-
 use pgvault_core::Result;
 use pgvault_core::retention::expire::reasons;
 use pgvault_core::retention::{ExpireOptions, Policy, expire};
+use pgvault_core::vault::drill;
 use pgvault_core::vault::prune::Tally;
 use serde_json::json;
 
@@ -18,8 +17,8 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ExpireArgs) -> Resu
     let (_, config) = context.cluster(&args.cluster)?;
     let policy = Policy::of(&config.retention)?;
     let cluster = context.open(&args.cluster, None).await?;
-    // No drill has left a receipt yet.
-    let options = ExpireOptions { policy, dry_run: args.dry_run, verified: BTreeSet::new() };
+    let verified = drill::verified(&cluster).await?.into_keys().collect();
+    let options = ExpireOptions { policy, dry_run: args.dry_run, verified };
     let report = expire(&cluster, &options, |object| {
         if args.dry_run {
             printer.line(format_args!("delete   {}: nothing that is kept needs it", object.name));

@@ -1,15 +1,20 @@
 //! `pgvault list`: backups, the recoverable window, gaps.
 
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
 use pgvault_core::Result;
 use pgvault_core::postgres::Lsn;
 use pgvault_core::restore::branch::{Branch, beside};
 use pgvault_core::restore::window::{Window, windows};
 use pgvault_core::vault::Cluster;
+use pgvault_core::vault::drill;
 use pgvault_core::vault::snapshot::{self, Damaged, Manifest};
 use pgvault_core::wal::catalog::Catalog;
 use pgvault_core::wal::fetch;
 use pgvault_core::wal::gap::{self, TimedGap};
 use serde_json::{Value, json};
+use ulid::Ulid;
 
 use crate::args::{Cli, ReadArgs};
 use crate::context::Context;
@@ -24,6 +29,8 @@ pub(crate) struct Contents {
     pub(crate) gaps: Vec<TimedGap>,
     /// Timelines that have something the newest one does not.
     pub(crate) branches: Vec<Branch>,
+    /// Backups that a restore drill has proven, and when the last did.
+    pub(crate) verified: BTreeMap<Ulid, Timestamp>,
 }
 
 impl Contents {
@@ -35,8 +42,9 @@ impl Contents {
             Some(backup) => Some(backup.wal_segment_size),
             None => fetch::segment_size(cluster).await?,
         };
+        let verified = drill::verified(cluster).await?;
         let Some(size) = size else {
-            return Ok(Self { backups, damaged, windows: Vec::new(), gaps: Vec::new(), branches: Vec::new() });
+            return Ok(Self { backups, damaged, windows: Vec::new(), gaps: Vec::new(), branches: Vec::new(), verified });
         };
         let catalog = Catalog::load(cluster, size, Lsn::INVALID).await?;
         let windows = windows(cluster, &catalog, &backups).await?;
@@ -45,7 +53,7 @@ impl Contents {
             branches = beside(cluster, &catalog, &history, backups.iter()).await?;
         }
         let gaps = gap::all(cluster, &catalog).await?;
-        Ok(Self { backups, damaged, windows, gaps, branches })
+        Ok(Self { backups, damaged, windows, gaps, branches, verified })
     }
 
     /// Says what the newest timeline leaves out.
@@ -70,7 +78,10 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
         printer.line("no backups");
     }
     for backup in &contents.backups {
-        let verified = "not verified";
+        let verified = match contents.verified.get(&backup.id) {
+            Some(at) => format!("verified {at:.0}"),
+            None => "not verified".into(),
+        };
         printer.line(format_args!(
             "{}  {:.0}  {}  {} -> {} stored  restores at {:.2}  timeline {}  {verified}{}",
             backup.id,
@@ -99,7 +110,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
     printer.summary(&json!({
         "cluster": cluster.name().name,
         "system_id": cluster.name().system_id,
-        "backups": contents.backups.iter().map(describe).collect::<Vec<_>>(),
+        "backups": contents.backups.iter().map(|backup| describe(backup, contents.verified.get(&backup.id))).collect::<Vec<_>>(),
         "window": contents.windows,
         "gaps": contents.gaps,
         "branches": contents.branches,
@@ -116,13 +127,14 @@ fn kind(backup: &Manifest) -> &'static str {
 }
 
 /// A backup as JSON, without the long texts that only a restore needs.
-fn describe(backup: &Manifest) -> Value {
+fn describe(backup: &Manifest, verified: Option<&Timestamp>) -> Value {
     let mut value = serde_json::to_value(backup).unwrap_or_default();
     if let Value::Object(fields) = &mut value {
         let id = fields.remove("id").unwrap_or_default();
         let _ = fields.insert("backup_id".into(), id);
         let _ = fields.remove("backup_label");
-        let _ = fields.insert("verified".into(), Value::Bool(false));
+        let _ = fields.insert("verified".into(), Value::Bool(verified.is_some()));
+        let _ = fields.insert("verified_at".into(), json!(verified));
     }
     value
 }

@@ -1,13 +1,17 @@
 //! `pgvault status`: could this cluster be restored now, and to when?
 
 use pgvault_core::Result;
-use serde_json::json;
+use pgvault_core::vault::drill::{self, Listed, Outcome, Receipt};
+use serde_json::{Value, json};
 
 use super::list::Contents;
 use crate::args::{Cli, ReadArgs};
 use crate::context::Context;
 use crate::exit::Status;
 use crate::output::{self, Printer};
+
+/// Drills that the trend of the RTO is shown of.
+const TREND: usize = 12;
 
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result<Status> {
     let context = Context::load(cli)?;
@@ -18,7 +22,35 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
     let newest = contents.windows.iter().max_by_key(|w| (w.timeline, w.last));
     let last_backup = contents.backups.last();
     printer.line(format_args!("cluster {}", cluster.name()));
-    printer.line("last passed restore drill: never; no backup here has been proven by a restore");
+    let drills = drill::list(&cluster).await?;
+    let passed: Vec<Listed> = drills.iter().filter(|drill| drill.outcome == Outcome::Passed).copied().collect();
+    let trend = drill::read_all(&cluster, passed.get(passed.len().saturating_sub(TREND)..).unwrap_or_default()).await?;
+    let proven = trend.last().map(|signed| &signed.receipt);
+    match proven {
+        Some(drill) => printer.line(format_args!(
+            "last passed restore drill: {:.0}, {} s ago: backup {} to {}, open after {} ms",
+            drill.finished_at,
+            age(drill.finished_at),
+            drill.backup_id.map(|id| id.to_string()).unwrap_or_default(),
+            drill.reached.as_ref().map(|point| point.lsn.to_string()).unwrap_or_default(),
+            drill.rto_ms
+        )),
+        None => printer.line("last passed restore drill: never; no backup here has been proven by a restore"),
+    }
+    let last = match drills.last().filter(|drill| drill.outcome != Outcome::Passed) {
+        Some(drill) => drill::read_all(&cluster, std::slice::from_ref(drill)).await?.pop().map(|signed| signed.receipt),
+        None => None,
+    };
+    if let Some(drill) = &last {
+        let failed: Vec<&str> = drill.failures().map(|check| check.name.as_str()).collect();
+        printer.warn(format_args!(
+            "the last restore drill, {} of {:.0}, {}: {}",
+            drill.id,
+            drill.finished_at,
+            drill.outcome,
+            failed.join(", ")
+        ));
+    }
     match newest {
         Some(window) => printer.line(format_args!(
             "recoverable: any moment from {} to {} (timeline {}), the last {} s ago",
@@ -48,7 +80,10 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
     printer.summary(&json!({
         "cluster": cluster.name().name,
         "system_id": cluster.name().system_id,
-        "last_passed_drill": null,
+        "last_passed_drill": proven.map(describe),
+        "last_passed_drill_age_seconds": proven.map(|drill| age(drill.finished_at)),
+        "last_drill": last.as_ref().or(proven).map(describe),
+        "rto_trend_ms": trend.iter().map(|signed| signed.receipt.rto_ms).collect::<Vec<_>>(),
         "window": contents.windows,
         "recoverable_to": newest.map(|w| w.last),
         "recoverable_age_seconds": newest.map(|w| age(w.last)),
@@ -60,4 +95,20 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
         "damaged_backups": contents.damaged.iter().map(|d| d.id).collect::<Vec<_>>(),
     }));
     Ok(Status::Done)
+}
+
+/// A drill, without its checks.
+fn describe(drill: &Receipt) -> Value {
+    json!({
+        "drill_id": drill.id,
+        "outcome": drill.outcome,
+        "finished_at": drill.finished_at,
+        "backup_id": drill.backup_id,
+        "reached": drill.reached,
+        "rto_ms": drill.rto_ms,
+        "rto_target_ms": drill.rto_target_ms,
+        "projection": drill.projection,
+        "failed": drill.failures().map(|check| &check.name).collect::<Vec<_>>(),
+        "promoted_to": drill.promoted_to,
+    })
 }

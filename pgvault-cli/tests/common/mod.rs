@@ -6,6 +6,7 @@
 #![allow(dead_code, unreachable_pub, clippy::print_stderr, clippy::unwrap_used, clippy::expect_used, clippy::missing_errors_doc)]
 #![expect(clippy::case_sensitive_file_extension_comparisons, reason = "names of objects are what they are")]
 
+pub mod drills;
 mod vault;
 
 use std::collections::BTreeMap;
@@ -517,7 +518,7 @@ pub fn lsn(server: &Server, expression: &str) -> Lsn {
 #[track_caller]
 pub fn switch_and_archive(server: &Server) -> String {
     // A transaction first: an empty segment is not switched.
-    let name = sql(server, "select pg_create_restore_point('switch') is null; select pg_walfile_name(pg_current_wal_lsn())");
+    let name = sql(server, "select pg_create_restore_point('switch') is null; select pg_walfile_name(pg_current_wal_insert_lsn())");
     let name = name.lines().last().unwrap_or_default().to_owned();
     let _ = sql(server, "select pg_switch_wal()");
     wait_until(&format!("{name} is archived"), Duration::from_secs(60), || {

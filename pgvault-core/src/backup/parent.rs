@@ -14,6 +14,7 @@ use crate::format::BLOCK;
 use crate::format::file_table::{MapPlace, Node};
 use crate::format::map::{self, BLOCK_DIGEST, Extent, FileMap, PackId};
 use crate::format::pack_table::PackRef;
+use crate::postgres::Lsn;
 use crate::vault::maps::MapReader;
 use crate::vault::snapshot::{self, OpenSnapshot};
 use crate::vault::{Cluster, layout};
@@ -49,6 +50,8 @@ pub(super) struct Known {
 #[derive(Debug)]
 pub(super) struct Parent {
     pub(super) id: Ulid,
+    /// Where it began, and whether its pages carried checksums; nothing when some of them were bad.
+    judged: Option<(Lsn, bool)>,
     /// Its packs, of which each is in the vault.
     packs: HashMap<PackId, PackRef>,
     behind: HashSet<PackId>,
@@ -106,7 +109,14 @@ impl Parent {
         let behind = usage::left_behind(&packs);
         let maps = MapReader::ahead(cluster, &packs).await?;
         let packs = packs.into_iter().map(|pack| (pack.id, pack)).collect();
-        Ok(Self { id: snapshot.manifest.id, packs, behind, files, maps, warnings })
+        let manifest = &snapshot.manifest;
+        let judged = manifest.bad_pages.is_empty().then_some((manifest.start_lsn, manifest.data_checksums));
+        Ok(Self { id: manifest.id, judged, packs, behind, files, maps, warnings })
+    }
+
+    /// Pages with an LSN before this one were found good, by their checksums if `checksums`.
+    pub(super) fn judged(&self, checksums: bool) -> Option<Lsn> {
+        self.judged.filter(|(_, had)| *had || !checksums).map(|(before, _)| before)
     }
 
     /// What is known of a file of `len` bytes; nothing when it is new.

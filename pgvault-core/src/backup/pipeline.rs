@@ -109,6 +109,7 @@ impl Pipeline {
         let packer = |kind, target, packs| Packer::new(cluster.clone(), kind, names.clone(), target, packs, uploads.clone());
         let shared = Arc::new(Shared {
             rules,
+            judged: before.parent.as_ref().and_then(|parent| parent.judged(rules.checksums)),
             digest: cluster.keys().digest().clone(),
             level,
             data: packer(PackKind::Data, PACK_TARGET, DATA_PACKS),

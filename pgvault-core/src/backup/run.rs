@@ -13,6 +13,7 @@ use super::options::BackupOptions;
 use super::parent::Parent;
 use super::pipeline::{Before, Output};
 use super::server::{Copied, Copying, Server};
+use crate::crypto::sealed::SealedObject;
 use crate::postgres::BackupLabel;
 use crate::vault::audit::{self, Event};
 use crate::vault::session::{Purpose, Session};
@@ -37,6 +38,50 @@ const ARCHIVER_PATIENCE: Duration = Duration::from_secs(10);
 /// [`ErrorKind::Source`] when the server cannot be used, [`ErrorKind::Storage`] when the store fails; nothing is committed
 /// then, and the call may be repeated.
 pub async fn backup(cluster: &Cluster, options: &BackupOptions) -> Result<Manifest> {
+    prepare(cluster, options).await?.commit().await
+}
+
+/// A backup that is stored, but for the manifest that commits it. Dropped, it leaves what an interrupted backup leaves.
+#[derive(Debug)]
+pub struct Prepared {
+    cluster: Cluster,
+    session: Session,
+    manifest: Manifest,
+    object: SealedObject,
+    packs: Vec<Ulid>,
+}
+
+impl Prepared {
+    /// What will be committed.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// Commits the backup.
+    ///
+    /// # Errors
+    /// When the store fails, or something that the backup needs has gone meanwhile, or its session's time is over.
+    pub async fn commit(self) -> Result<Manifest> {
+        let Self { cluster, session, manifest, object, packs } = self;
+        keep::ensure(&cluster, &manifest, packs.into_iter()).await?;
+        session.ensure_live(&cluster).await?;
+        cluster.put_once(&object).await?;
+        let id = manifest.id;
+        if let Err(error) = audit::record(&cluster, Event::BackupCommitted { backup_id: id }).await {
+            // The backup is committed and whole; `check` says that its record is missing.
+            tracing::warn!(%error, "the backup was not recorded in the vault's audit log");
+        }
+        tracing::info!(backup = %id, object = %cluster.path(&layout::snapshot(id)), "backup committed");
+        Ok(manifest)
+    }
+}
+
+/// Takes a base backup as [`backup`] does, and stops before it is committed: the server may end, be promoted or be looked at before
+/// somebody decides whether the backup is worth keeping.
+///
+/// # Errors
+/// As [`backup`].
+pub async fn prepare(cluster: &Cluster, options: &BackupOptions) -> Result<Prepared> {
     let id = cluster.env().new_id()?;
     let server = Server::connect(cluster, options).await?;
     let session = Session::begin(cluster, Purpose::Backup, id).await?;
@@ -44,7 +89,7 @@ pub async fn backup(cluster: &Cluster, options: &BackupOptions) -> Result<Manife
     Box::pin(run(cluster, options, id, server, session)).await
 }
 
-async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: Server, session: Session) -> Result<Manifest> {
+async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: Server, session: Session) -> Result<Prepared> {
     let label = format!("pgvault {id}");
     let started_at = server.now().await?;
     let source = if options.pgdata.is_some() { SourceKind::Local } else { SourceKind::Remote };
@@ -55,7 +100,7 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
         Before { parent: Parent::find(cluster).await?, leftovers: Leftovers::find(cluster, &session).await? }
     };
     let copying = Copying { options, session: session.id, before };
-    let Copied { output, entries, tablespaces, backup_label, stop, finished_at, mut warnings } = match &options.pgdata {
+    let Copied { output, entries, tablespaces, backup_label, stop, finished_at, census, mut warnings } = match &options.pgdata {
         Some(pgdata) => server.copy_local(cluster, copying, pgdata, &label).await?,
         None => server.copy_remote(cluster, copying, &label).await?,
     };
@@ -71,7 +116,7 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
     }
     if output.restore_amplification > MAX_AMPLIFICATION {
         warnings.push(format!(
-            "a restore reads {:.1} times what it writes, because the pages of this backup are spread over those before it;              `pgvault backup --full` puts them together",
+            "a restore reads {:.1} times what it writes, because the pages of this backup are spread over those before it; `pgvault backup --full` puts them together",
             output.restore_amplification
         ));
     }
@@ -105,8 +150,8 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
         timeline,
         start_lsn: parsed.start_lsn,
         stop_lsn: stop,
-        started_at,
-        finished_at,
+        started_at: options.as_of.map_or(started_at, |as_of| as_of.min(started_at)),
+        finished_at: options.as_of.unwrap_or(finished_at),
         wal_segment_size: server.segment_size,
         block_size: server.block_size,
         data_checksums: server.checksums,
@@ -115,6 +160,7 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
         bad_pages: output.bad_pages,
         labels: options.labels.clone(),
         warnings,
+        census,
         files: output.files,
         source_bytes: output.bytes,
         changed_bytes: output.changed_bytes,
@@ -127,15 +173,8 @@ async fn run(cluster: &Cluster, options: &BackupOptions, id: Ulid, mut server: S
     manifest.stored_bytes += Snapshot { manifest: &manifest, tables: &tables }.seal(cluster)?.bytes.len() as u64;
     let object = Snapshot { manifest: &manifest, tables: &tables }.seal(cluster)?;
     let needed = output.packs.iter().chain(tables.packs());
-    keep::ensure(cluster, &manifest, needed.map(|pack| Ulid::from_bytes(pack.id))).await?;
-    session.ensure_live(cluster).await?;
-    cluster.put_once(&object).await?;
-    if let Err(error) = audit::record(cluster, Event::BackupCommitted { backup_id: id }).await {
-        // The backup is committed and whole; `check` says that its record is missing.
-        tracing::warn!(%error, "the backup was not recorded in the vault's audit log");
-    }
-    tracing::info!(backup = %id, object = %cluster.path(&layout::snapshot(id)), "backup committed");
-    Ok(manifest)
+    let packs = needed.map(|pack| Ulid::from_bytes(pack.id)).collect();
+    Ok(Prepared { cluster: cluster.clone(), session, manifest, object, packs })
 }
 
 /// Cuts a list of warnings to what somebody may still read: the manifest's JSON has to fit into one frame.

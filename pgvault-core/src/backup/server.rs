@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use ulid::Ulid;
 
+use super::census::Counting;
 use super::local;
 use super::options::BackupOptions;
 use super::pipeline::{Before, Output, Pipeline, Setting};
@@ -13,6 +14,7 @@ use crate::postgres::{
     BaseBackupOptions, Connection, ControlFile, Lsn, Mode, SegmentSize, ServerError, TimelineId, quote_literal, sqlstate,
 };
 use crate::vault::Cluster;
+use crate::vault::census::Census;
 use crate::vault::snapshot::Tablespace;
 use crate::{Error, ErrorKind, Result};
 
@@ -24,6 +26,7 @@ pub(super) struct Copied {
     pub(super) backup_label: String,
     pub(super) stop: Lsn,
     pub(super) finished_at: Timestamp,
+    pub(super) census: Option<Census>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -193,6 +196,7 @@ impl Server {
             )
             .with_hint("pgdata belongs to another server than connection leads to, a standby of it perhaps; correct one of them"));
         }
+        let counting = Counting::start(&options.connection, options.census, cluster.name().system_id, start);
         let version_directory = format!("PG_{}_{}", self.major, self.catalog_version);
         let root = pgdata.to_path_buf();
         let listing = tokio::task::spawn_blocking(move || local::list(&root, &version_directory));
@@ -201,13 +205,23 @@ impl Server {
         let pipeline = Pipeline::start(cluster, self.setting(&copying, None), copying.before)?;
         let copying = local::copy(&pipeline, pgdata, &listing).await;
         let output = settle(pipeline, copying).await?;
+        let census = counting.end().await;
         // The server waits for nobody here: whether the WAL is in the vault is checked in the vault.
         let row = self.sql.query_one("SELECT lsn, labelfile FROM pg_backup_stop(wait_for_archive => false)").await?;
         let (stop, backup_label) = (parse_lsn(row.required(0)?)?, row.required(1)?.to_owned());
         let finished_at = self.now().await?;
         let mut warnings = std::mem::take(&mut self.warnings);
         warnings.extend(listing.warnings);
-        Ok(Copied { output, entries: listing.entries, tablespaces: listing.tablespaces, backup_label, stop, finished_at, warnings })
+        Ok(Copied {
+            output,
+            entries: listing.entries,
+            tablespaces: listing.tablespaces,
+            backup_label,
+            stop,
+            finished_at,
+            census,
+            warnings,
+        })
     }
 
     pub(super) async fn copy_remote(&mut self, cluster: &Cluster, copying: Copying<'_>, label: &str) -> Result<Copied> {
@@ -221,6 +235,7 @@ impl Server {
         let mut stream = connection.base_backup(&request)?;
         let begun = remote::begin(&mut stream).await?;
         stream.set_idle_timeout(idle);
+        let counting = Counting::start(&options.connection, options.census, cluster.name().system_id, begun.start);
         options.progress.phase("copy", Some(begun.estimate));
         let pipeline = Pipeline::start(cluster, self.setting(&copying, Some(begun.start)), copying.before)?;
         let received = remote::copy(&pipeline, &mut stream, &begun).await;
@@ -228,6 +243,7 @@ impl Server {
         let output = settle(pipeline, failed.map_or(Ok(()), Err)).await;
         let received = received?;
         let output = output?;
+        let census = counting.end().await;
         if received.stop_timeline != Some(begun.timeline) {
             return Err(promoted(begun.timeline));
         }
@@ -243,6 +259,7 @@ impl Server {
             backup_label: received.backup_label,
             stop: received.stop,
             finished_at,
+            census,
             warnings,
         })
     }

@@ -54,6 +54,8 @@ pub(super) struct PageRules {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) rules: PageRules,
+    /// Pages that the parent has, as they are, with an older LSN were found good then: they are not judged again.
+    pub(super) judged: Option<Lsn>,
     pub(super) digest: DigestKey,
     pub(super) level: i32,
     pub(super) data: Packer,
@@ -219,17 +221,13 @@ pub(super) fn run(shared: &Arc<Shared>, jobs: &async_channel::Receiver<Job>) {
 impl Worker {
     fn work(&mut self, job: Job) -> Result<()> {
         match job {
-            Job::Region { file, region, mut bytes } => {
-                self.verify(&file, region, &mut bytes);
-                self.store(&file, region, &bytes)
-            }
+            Job::Region { file, region, mut bytes } => self.store(&file, region, &mut bytes),
             Job::Read { file, first, count } => {
                 let mut buffer = std::mem::take(&mut self.buffer);
                 for region in first..first.saturating_add(count) {
                     buffer.resize(file.region_len(region), 0);
                     read_region(&file, region, &mut buffer)?;
-                    self.verify(&file, region, &mut buffer);
-                    self.store(&file, region, &buffer)?;
+                    self.store(&file, region, &mut buffer)?;
                 }
                 self.buffer = buffer;
                 Ok(())
@@ -237,19 +235,27 @@ impl Worker {
         }
     }
 
-    fn store(&mut self, file: &Arc<FileTask>, region: u32, bytes: &[u8]) -> Result<()> {
+    fn store(&mut self, file: &Arc<FileTask>, region: u32, bytes: &mut [u8]) -> Result<()> {
         self.shared.progress.advance(bytes.len() as u64);
         let known = file.known(region);
+        if known.is_empty() {
+            let _ = self.verify(file, region, bytes, &[]);
+        }
         if known.is_empty() && is_zero(bytes) {
             let blocks = u32::try_from(bytes.len().div_ceil(BLOCK)).unwrap_or(u32::MAX);
             return self.placed(file, region, Placed::Made { pieces: vec![Piece::Zero { blocks }], digests: Vec::new() });
         }
         let mut digests = Vec::with_capacity(REGION / BLOCK);
-        let whole = self.digest(bytes, &mut digests);
+        let mut whole = self.digest(bytes, &mut digests);
         if known.is_empty() && bytes.len() == REGION {
             return self.store_whole(file, region, bytes, whole, digests);
         }
-        let states = compare(bytes, &digests, known);
+        let mut states = compare(bytes, &digests, known);
+        if !known.is_empty() && self.verify(file, region, bytes, &states) {
+            digests.clear();
+            whole = self.digest(bytes, &mut digests);
+            states = compare(bytes, &digests, known);
+        }
         if known.len() == states.len() && states.iter().all(|state| *state == Block::Same) {
             return self.placed(file, region, Placed::Kept);
         }
@@ -361,16 +367,27 @@ impl Worker {
         }
     }
 
-    /// Checks every page of a relation's region; a page that stays bad is recorded, and copied as it is.
-    fn verify(&self, file: &FileTask, region: u32, bytes: &mut [u8]) {
-        let Some(relation) = file.relation else { return };
+    /// Checks the pages of a relation's region, but those that the parent has had and judged; a page that stays bad is
+    /// recorded, and copied as it is. True when some were read again, and may be others now.
+    fn verify(&self, file: &FileTask, region: u32, bytes: &mut [u8], states: &[Block]) -> bool {
+        let Some(relation) = file.relation else { return false };
         let rules = self.shared.rules;
         let size = rules.block_size as usize;
         if !REGION.is_multiple_of(size) {
-            return;
+            return false;
         }
+        let judged = |index: usize, page: &[u8]| {
+            // Its block number is part of a checksum: it is the same, as the file and the region are.
+            size == BLOCK
+                && states.get(index) == Some(&Block::Same)
+                && PageHeader::parse(page).is_some_and(|header| self.shared.judged.is_some_and(|before| header.lsn < before))
+        };
+        let mut again = false;
         let first = u64::from(region) * (REGION / size) as u64;
         for (index, page) in bytes.chunks_mut(size).enumerate() {
+            if judged(index, page) {
+                continue;
+            }
             let in_file = u32::try_from(first + index as u64).unwrap_or(u32::MAX);
             let Some(block) = relation.block_number(in_file, rules.segment_blocks) else { continue };
             let mut state = judge(page, block, rules);
@@ -384,6 +401,7 @@ impl Worker {
             };
             if let Some(reader) = &file.reader {
                 state = read_again(reader, u64::from(in_file) * size as u64, page, block, rules);
+                again = true;
             } else if newer(page) {
                 continue;
             }
@@ -391,6 +409,7 @@ impl Worker {
                 self.report(file, block, reason);
             }
         }
+        again
     }
 
     fn report(&self, file: &FileTask, block: u32, reason: String) {

@@ -154,10 +154,11 @@ impl Run<'_> {
         let id = snapshot.manifest.id;
         let name = layout::snapshot(id);
         match self.commit(snapshot).await {
-            Ok(()) => {
+            Ok(true) => {
                 self.copied.backups.push(id);
                 Ok(true)
             }
+            Ok(false) => Ok(false),
             Err(error) if is_damage(&error) => {
                 // Expired while it was copied: then nothing is wrong with it.
                 match self.route.source.store().head(&self.route.source.path(&name)).await {
@@ -170,8 +171,8 @@ impl Run<'_> {
         }
     }
 
-    /// The order is that of a backup; see the format's page.
-    async fn commit(&mut self, snapshot: &OpenSnapshot) -> Result<()> {
+    /// The order is that of a backup; see the format's page. False when the target's retention has already expired it.
+    async fn commit(&mut self, snapshot: &OpenSnapshot) -> Result<bool> {
         let Route { target, .. } = self.route.clone();
         let manifest = &snapshot.manifest;
         let json = snapshot.json().await?;
@@ -199,8 +200,11 @@ impl Run<'_> {
         session.ensure_live(&target).await?;
         if let Put::Different(_) = target.put(&object).await? {
             // Somebody else copies the same vault, and was faster.
-            ensure_same(&target, manifest, &snapshot::open(&target, manifest.id, None).await?.manifest)?;
-            return Ok(());
+            return match snapshot::open(&target, manifest.id, None).await {
+                Ok(there) => ensure_same(&target, manifest, &there.manifest).map(|()| true),
+                Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+                Err(error) => Err(error),
+            };
         }
         // An expiry that does not know the backup yet may have been at work in between. What is stored now, it leaves.
         self.confirm_wal(manifest).await?;
@@ -209,7 +213,7 @@ impl Run<'_> {
             tracing::warn!(%error, "the backup was not recorded in the copy's audit log");
         }
         tracing::info!(backup = %manifest.id, "backup copied");
-        Ok(())
+        Ok(true)
     }
 
     async fn confirm_wal(&mut self, manifest: &Manifest) -> Result<()> {

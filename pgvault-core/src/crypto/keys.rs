@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::aead::{Aead, AesGcm, KEY_LEN};
 use super::digest::DigestKey;
+use super::signature::SigningKey;
 use crate::env::Env;
 use crate::format::object::{Header, Kind, Suite};
 use crate::format::{FormatError, document};
@@ -231,6 +232,14 @@ impl ClusterKeys {
     /// The key of content digests.
     pub fn digest(&self) -> &DigestKey {
         &self.digest
+    }
+
+    /// The key that signs receipts of restore drills.
+    ///
+    /// # Errors
+    /// As [`SigningKey::from_seed`].
+    pub fn receipt_key(&self) -> Result<SigningKey> {
+        SigningKey::from_seed(&self.master.derive(&[], "pgvault/v1/receipt", &self.identity))
     }
 
     /// A header and key for a new object called `name`.

@@ -8,20 +8,26 @@
 //! - [`SegmentHeader`] identifies a segment by its first bytes;
 //! - [`Records`] walks the records that begin in a segment;
 //! - [`WalChecker`] checks WAL of any length, over segment ends;
+//! - [`Touched`] tells in which relations rows were added or deleted;
 //! - [`scan_segment`] reduces a segment to what the catalog keeps: which times, transactions and restore points are in it.
 //!
 //! Sources: `src/include/access/xlog_internal.h`, `xlogrecord.h`, `xact.h`; `src/backend/access/transam/xlogreader.c`. The format
 //! of pages and of record headers has been the same since 9.5.
 
+mod blocks;
 mod check;
 mod record;
 mod scan;
+mod touched;
+mod witness;
 
 use jiff::Timestamp;
 
 pub use check::{PassedEnd, PassedEnds, WalChecker, WalFault};
 pub use record::{Records, RestorePoint, ScanEnd, StopReason, TransactionEnd, WalRecord};
 pub use scan::{SegmentScan, SegmentScanner, TransactionSpan, find_transaction, record_begins_at, scan_segment, transactions_from};
+pub use touched::{Touch, Touched};
+pub use witness::Witness;
 
 use super::bytes::{u16_at, u32_at, u64_at};
 use super::{Lsn, ParseError, SegmentSize, SystemId, TimelineId};

@@ -10,7 +10,7 @@ use super::window::{self, Reach};
 use crate::postgres::wal::{find_transaction, record_begins_at};
 use crate::postgres::{Lsn, TimelineHistory, TimelineId, WalSegNo};
 use crate::vault::snapshot::{self, Listing, Manifest, OpenSnapshot};
-use crate::vault::{Cluster, layout};
+use crate::vault::{Cluster, drill, layout};
 use crate::wal::catalog::Catalog;
 use crate::wal::gap::{self, TimedGap};
 use crate::{Error, ErrorKind, Result};
@@ -50,6 +50,8 @@ pub struct Plan {
     pub stop: Stop,
     /// WAL that recovery will ask for: from the backup's start to here at most.
     pub wal_end: Lsn,
+    /// Where the last record of that WAL begins, when any does after the backup's start.
+    pub last_record: Option<Lsn>,
     /// Timelines with transactions that this one does not have; they had ended when this one began, or do not concern the target.
     pub left_out: Vec<Branch>,
     /// Why this backup, in sentences.
@@ -74,6 +76,9 @@ const LIKELY: usize = 8;
 /// [`ErrorKind::OutsideWindow`] when the target cannot be reached, and the message names the nearest point that can; or when it means
 /// different things on different timelines (`restore.branches`).
 pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> Result<Plan> {
+    if *target == Target::LastVerified {
+        return plan_proven(cluster, options).await;
+    }
     let mut names = snapshot::names(cluster).await?;
     if let Some(id) = options.backup {
         names.retain(|(name, _)| *name == id);
@@ -100,6 +105,41 @@ pub async fn plan(cluster: &Cluster, target: &Target, options: PlanOptions) -> R
     plan_with(cluster, target, options, snapshot::open_all(cluster, names).await?).await
 }
 
+/// The newest point that a restore drill has proven, from the newest backup that reaches it.
+async fn plan_proven(cluster: &Cluster, mut options: PlanOptions) -> Result<Plan> {
+    let proven = drill::last_passed(cluster).await?.map(|signed| signed.receipt);
+    let Some((receipt, point)) = proven.and_then(|receipt| receipt.reached.clone().map(|point| (receipt, point))) else {
+        return Err(Error::new(ErrorKind::OutsideWindow, "restore.not_verified", "no backup has passed a restore drill yet")
+            .with_hint("run `pgvault verify`, or choose another target, for example `--to latest`"));
+    };
+    // Every record that begins before the end of the last one that was replayed.
+    let mut target = Target::Lsn(Lsn(point.lsn.0.saturating_sub(1)));
+    if let Some(id) = receipt.backup_id.filter(|id| options.backup.is_none_or(|backup| backup == *id)) {
+        match snapshot::open(cluster, id, None).await {
+            // The end of the backup itself: no target behind it is as near.
+            Ok(snapshot) if point.lsn <= snapshot.manifest.stop_lsn => {
+                options.backup = Some(id);
+                target = Target::Immediate;
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    options.timeline = options.timeline.or(Some(point.timeline));
+    let mut plan = Box::pin(plan(cluster, &target, options)).await?;
+    plan.target = Target::LastVerified;
+    plan.reasons.push(format!(
+        "drill {} of {:.0} has proven {} on timeline {}{}",
+        receipt.id,
+        receipt.finished_at,
+        point.lsn,
+        point.timeline,
+        point.time.map(|time| format!(", transactions up to {time}")).unwrap_or_default()
+    ));
+    Ok(plan)
+}
+
 /// False for a backup that, by the clock of who made it, began after the moment that is wanted.
 fn may_be_before(backup: Ulid, target: &Target) -> bool {
     let began = i64::try_from(backup.timestamp_ms()).unwrap_or(i64::MAX);
@@ -121,10 +161,6 @@ async fn plan_with(cluster: &Cluster, target: &Target, options: PlanOptions, lis
         return Err(Error::new(ErrorKind::OutsideWindow, "restore.no_backup", format!("{} has no backup", cluster.name()))
             .with_hint("nothing can be restored before the first `pgvault backup` has finished"));
     };
-    if *target == Target::LastVerified {
-        return Err(Error::new(ErrorKind::OutsideWindow, "restore.not_verified", "no backup has passed a restore drill yet")
-            .with_hint("choose another target, for example `--to latest`"));
-    }
     let loading = Catalog::load(cluster, oldest.manifest.wal_segment_size, oldest.manifest.start_lsn);
     let (catalog, recorded) = tokio::try_join!(loading, gap::recorded(cluster))?;
     let gaps = gap::open_of(cluster, &catalog, recorded).await?;
@@ -209,6 +245,7 @@ impl Planner<'_> {
                         timeline,
                         stop,
                         wal_end: contiguous,
+                        last_record: reach.last_record,
                         left_out,
                         reasons,
                     });
@@ -259,6 +296,7 @@ impl Planner<'_> {
                     timeline: backup.timeline,
                     stop,
                     wal_end: backup.stop_lsn,
+                    last_record: reach.last_record,
                     left_out: Vec::new(),
                     reasons,
                 });

@@ -93,28 +93,10 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
         sync_directory(&options.pgdata.join("global"));
     }
     options.progress.phase("restore", Some(manifest.source_bytes));
-    let written = Arc::new(AtomicU64::new(0));
-    let writer = Writer {
-        cluster,
-        packs: &packs,
-        workers: options.workers.max(1),
-        progress: options.progress.clone(),
-        written: written.clone(),
-    };
     if options.delta {
         remove_strangers(plan, &options.pgdata, &locations).await?;
     }
-    let mut batch = Batch::default();
-    let mut files = plan.snapshot.files();
-    while let Some(entries) = files.next_chunk().await? {
-        for entry in entries {
-            place(&entry, options, &locations, &mut maps, &mut batch).await?;
-            if batch.len() >= BATCH_EXTENTS {
-                writer.write(std::mem::take(&mut batch)).await?;
-            }
-        }
-    }
-    writer.write(batch).await?;
+    let bytes_written = write_files((cluster, &packs), plan, options, &locations, &mut maps, |_| true).await?;
     let mut warnings = finish(plan, options, &locations, &roots)?;
     warnings.append(&mut told);
     let record = audit::Event::Restored {
@@ -126,12 +108,59 @@ pub async fn restore(cluster: &Cluster, plan: &Plan, options: &RestoreOptions) -
         // A restorer's credentials need not be able to write.
         tracing::warn!(%error, "the restore was not recorded in the vault's audit log");
     }
-    Ok(Restored {
-        bytes_written: written.load(Ordering::Relaxed),
-        source_bytes: manifest.source_bytes,
-        duration: began.elapsed(),
-        warnings,
-    })
+    Ok(Restored { bytes_written, source_bytes: manifest.source_bytes, duration: began.elapsed(), warnings })
+}
+
+/// Writes those files of a backup that are wanted, to look at them, into an empty directory; gives their bytes. No server can be started
+/// on them: there is no `pg_control`.
+///
+/// # Errors
+/// As [`restore`].
+pub async fn restore_some(
+    cluster: &Cluster,
+    plan: &Plan,
+    options: &RestoreOptions,
+    wanted: impl Fn(&FileEntry) -> bool,
+) -> Result<u64> {
+    let locations = map_tablespaces(plan, options)?;
+    let roots: Vec<&PathBuf> = std::iter::once(&options.pgdata).chain(locations.values()).collect();
+    for root in &roots {
+        check_root(root, false, *root == &options.pgdata)?;
+    }
+    let _ = announce(cluster, plan).await?;
+    let table = plan.snapshot.packs().await?;
+    let mut maps = MapReader::ahead(cluster, &table).await?;
+    let packs: BTreeMap<PackId, PackRef> = table.into_iter().map(|p| (p.id, p)).collect();
+    for root in &roots {
+        prepare_root(root, *root == &options.pgdata)?;
+    }
+    write_files((cluster, &packs), plan, options, &locations, &mut maps, wanted).await
+}
+
+/// Makes the directories and links of a backup, and those of its files that are wanted; gives the bytes that were written.
+async fn write_files(
+    (cluster, packs): (&Cluster, &BTreeMap<PackId, PackRef>),
+    plan: &Plan,
+    options: &RestoreOptions,
+    locations: &BTreeMap<u32, PathBuf>,
+    maps: &mut MapReader,
+    wanted: impl Fn(&FileEntry) -> bool,
+) -> Result<u64> {
+    let written = Arc::new(AtomicU64::new(0));
+    let writer =
+        Writer { cluster, packs, workers: options.workers.max(1), progress: options.progress.clone(), written: written.clone() };
+    let mut batch = Batch::default();
+    let mut files = plan.snapshot.files();
+    while let Some(entries) = files.next_chunk().await? {
+        for entry in entries.iter().filter(|entry| !matches!(entry.node, Node::File { .. }) || wanted(entry)) {
+            place(entry, options, locations, maps, &mut batch).await?;
+            if batch.len() >= BATCH_EXTENTS {
+                writer.write(std::mem::take(&mut batch)).await?;
+            }
+        }
+    }
+    writer.write(batch).await?;
+    Ok(written.load(Ordering::Relaxed))
 }
 
 /// Announces what is read, so that it is not expired meanwhile, and looks whether that came too late; gives warnings.

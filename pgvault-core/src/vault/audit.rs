@@ -135,13 +135,17 @@ pub struct Record {
 /// When the store fails.
 pub async fn record(cluster: &Cluster, event: Event) -> Result<()> {
     let id = cluster.env().new_id()?;
+    let record = Record { event, at: cluster.env().now(), by: who() };
+    let json = serde_json::to_value(&record).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
+    cluster.put_json(Kind::Audit, &layout::audit(id, event_of(&json)), &json).await
+}
+
+/// User and host of this process, as far as it can tell.
+pub fn who() -> String {
     let user = std::env::var("USER")
         .or_else(|_| std::env::var("LOGNAME"))
         .unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()));
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
-    let record = Record { event, at: cluster.env().now(), by: format!("{user}@{host}") };
-    let json = serde_json::to_value(&record).map_err(|e| Error::new(ErrorKind::Failed, "json", e.to_string()))?;
-    cluster.put_json(Kind::Audit, &layout::audit(id, event_of(&json)), &json).await
+    format!("{user}@{}", rustix::system::uname().nodename().to_string_lossy())
 }
 
 fn event_of(record: &serde_json::Value) -> &str {

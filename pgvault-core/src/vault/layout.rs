@@ -148,6 +148,14 @@ pub fn audit(id: Ulid, event: &str) -> String {
     format!("{}{id}.{event}", dir::AUDIT)
 }
 
+/// The receipt of a restore drill that ended with `outcome`, relative to the cluster.
+pub fn drill(id: Ulid, outcome: &str, backup: Option<Ulid>) -> String {
+    match backup {
+        Some(backup) => format!("{}{id}.{outcome}.{backup}", dir::DRILL),
+        None => format!("{}{id}.{outcome}", dir::DRILL),
+    }
+}
+
 /// What follows the id in the name of a record: the event of an audit record, what a session is for.
 pub fn what_of(name: &str) -> Option<&str> {
     name.rsplit('/').next()?.split_once('.').map(|(_, event)| event)

@@ -12,6 +12,7 @@ use futures::{StreamExt, stream};
 use serde::{Deserialize, Serialize};
 use ulid::Ulid;
 
+use super::census::Census;
 use super::tables::{self, FIRST_CHUNK, FileTable, PackTable, Tables};
 use super::{Cluster, StoredObject, layout};
 use crate::crypto::sealed::{FrameEncoder, SealedObject, SealedWriter};
@@ -112,6 +113,10 @@ pub struct Manifest {
     pub labels: BTreeMap<String, String>,
     /// Anything the operator should know.
     pub warnings: Vec<String>,
+    /// Rows of the tables; `None` when they were not counted, in manifests of versions that counted none, and in a [`list`]ing, where
+    /// the tables of all backups would be too many to hold: see [`OpenSnapshot::census`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub census: Option<Census>,
     /// Files in the file table.
     pub files: u64,
     /// Bytes of the files.
@@ -209,6 +214,21 @@ impl OpenSnapshot {
         self.object.frame(0).await
     }
 
+    /// Rows of the tables, as the manifest has them; `None` when they were not counted.
+    ///
+    /// # Errors
+    /// When the store fails or the manifest was changed.
+    pub async fn census(&self) -> Result<Option<Census>> {
+        #[derive(Deserialize)]
+        struct OfManifest {
+            #[serde(default)]
+            census: Option<Census>,
+        }
+        let of: OfManifest = serde_json::from_slice(&self.json().await?)
+            .map_err(|e| Error::new(ErrorKind::Corrupt, "snapshot.json", format!("{}: {e}", layout::snapshot(self.manifest.id))))?;
+        Ok(of.census)
+    }
+
     /// The chunks of the file table, each as it is stored.
     pub(crate) async fn file_chunks(&self) -> Result<Vec<Vec<u8>>> {
         tables::file_chunks(&self.object, &self.index).await
@@ -287,7 +307,10 @@ pub async fn open_all(cluster: &Cluster, backups: impl IntoIterator<Item = (Ulid
     let mut opening = stream::iter(opening.collect::<Vec<_>>()).buffered(PARALLEL);
     while let Some((id, opened)) = opening.next().await {
         match opened {
-            Ok(snapshot) => listing.snapshots.push(snapshot),
+            Ok(mut snapshot) => {
+                snapshot.manifest.census = None;
+                listing.snapshots.push(snapshot);
+            }
             Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
                 tracing::warn!(backup = %id, %error, "a manifest cannot be read");
                 listing.damaged.push(Damaged { id, error });

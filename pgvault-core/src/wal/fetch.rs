@@ -26,7 +26,7 @@ const PARTS_AT_ONCE: usize = 16;
 const PARTS_KIB: u32 = 64 << 10;
 
 /// The code of a segment that is missing while later ones are there.
-const GAP: &str = "wal.gap";
+pub const GAP: &str = "wal.gap";
 
 /// What a fetch found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, HEADER_LEN, Header, TAIL_LEN, Tail};
 use pgvault_core::format::table_index::TableIndex;
 use pgvault_core::format::{BLOCK, MAX_FRAME, MAX_OBJECT, REGION_BLOCKS, document, pack_table};
-use pgvault_core::postgres::wal::{self, Records, WalChecker, WalPageHeader};
+use pgvault_core::postgres::wal::{self, Records, Touch, Touched, WalChecker, WalPageHeader};
 use pgvault_core::postgres::{
     BackupLabel, ControlFile, EntryKind, Lsn, SegmentHeader, SegmentName, SegmentSize, SystemId, TablespaceMap, TarDecoder,
     TarEvent, TimelineHistory, TimelineId, WalFileName, invalidate_checkpoint, scan_segment,
@@ -297,6 +297,16 @@ pub fn wal_check(data: &[u8]) {
     assert_eq!(check(0, step), whole);
     let _ = check(from, step);
     let Ok(header) = header else { return };
+    let touched = |step: usize| {
+        let (from, until) = (start.advance(0x28), start.advance(bytes.len() as u64));
+        let mut touched = Touched::new(system, size, TimelineId(u32::MAX), None, from, until);
+        for (piece, n) in bytes.chunks(step).zip(0u64..) {
+            touched.feed(start.advance(n * step as u64), piece);
+        }
+        let kinds: Vec<Touch> = (0..64).map(|n| touched.kind(5, 16384 + n)).collect();
+        (touched.position(), touched.is_complete(), kinds, (0..64).map(|n| touched.was_dropped(5, 16384 + n)).collect::<Vec<_>>())
+    };
+    assert_eq!(touched(step), touched(bytes.len().max(1)));
     // What a scan finds from the start on without a doubt, the checker finds too, and no more faults than pages and records.
     let scan = scan_segment(&bytes, header.start, header.segment_size).unwrap();
     let in_one = bytes.len() as u64 <= header.segment_size.bytes() && header.block_size == 8192;

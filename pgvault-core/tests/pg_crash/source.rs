@@ -198,7 +198,9 @@ impl Source {
             strict: true,
             spread_checkpoint: false,
             archive_patience: Some(Duration::ZERO),
+            as_of: None,
             full: false,
+            census: None,
             progress: Arc::new(Silent),
         }
     }
@@ -286,6 +288,8 @@ fn is_own(path: &str) -> bool {
     folders.iter().chain(&more).any(|folder| path.starts_with(folder))
         || files.contains(&path)
         || path.ends_with("pg_internal.init")
+        // A checkpoint writes this one and renames it: it is there or not as a backup happens to look.
+        || path == "pg_logical/replorigin_checkpoint.tmp"
 }
 
 pub(crate) fn tree(root: &Path) -> Tree {

@@ -253,6 +253,7 @@ impl Writing {
             bad_pages: if sketch.bad { vec![bad] } else { Vec::new() },
             labels: BTreeMap::new(),
             warnings: Vec::new(),
+            census: None,
             files: 0,
             source_bytes: 0,
             changed_bytes: 0,

@@ -87,7 +87,9 @@ impl World {
             strict: true,
             spread_checkpoint: false,
             archive_patience: Some(Duration::ZERO),
+            as_of: None,
             full: false,
+            census: None,
             progress: Arc::new(Silent),
         }
     }

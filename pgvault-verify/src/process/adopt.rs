@@ -1,6 +1,5 @@
 //! Restored data directories, started without a trace in them and without a way out of them.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -9,46 +8,7 @@ use std::time::Duration;
 
 use super::server::{Launch, Server};
 use super::{Account, Error, Install, Result, io_error, run, without_libpq_environment};
-
-/// What a restored cluster must not do, whatever its configuration says. Given on the command line, these settings win
-/// over `postgresql.conf` and `postgresql.auto.conf`, and no file of the restored directory changes.
-const ISOLATED: [(&str, &str); 25] = [
-    // It must not write into the archive of the cluster it is a copy of, nor tidy that up.
-    ("archive_mode", "off"),
-    ("archive_command", ""),
-    ("archive_library", ""),
-    ("archive_cleanup_command", ""),
-    ("recovery_end_command", ""),
-    // It must not follow, hold back or hold up the original's other servers.
-    ("primary_conninfo", ""),
-    ("primary_slot_name", ""),
-    ("synchronous_standby_names", ""),
-    ("max_logical_replication_workers", "0"),
-    // It must not run the original's jobs. Without the extension the setting is an unused name.
-    ("cron.launch_active_jobs", "off"),
-    // It must not touch the original's files: Debian's configuration names the original's pid file and certificates.
-    ("external_pid_file", ""),
-    ("ssl", "off"),
-    ("unix_socket_permissions", "0700"),
-    ("unix_socket_group", ""),
-    // It has to fit beside whatever else this machine does, and to start on a machine of another size.
-    ("shared_buffers", "64MB"),
-    ("huge_pages", "off"),
-    ("hot_standby", "on"),
-    ("restart_after_crash", "off"),
-    // Its messages have to arrive here, in English, and on a machine without the original's locales.
-    ("logging_collector", "off"),
-    ("log_destination", "stderr"),
-    ("lc_messages", "C"),
-    ("lc_monetary", "C"),
-    ("lc_numeric", "C"),
-    ("lc_time", "C"),
-    ("cluster_name", "pgvault"),
-];
-
-/// Recovery stops unless these are at least what they were on the original; `pg_control` knows.
-const AT_LEAST: [&str; 5] =
-    ["max_connections", "max_worker_processes", "max_wal_senders", "max_prepared_xacts", "max_locks_per_xact"];
+use crate::isolation;
 
 /// Describes how to start a restored data directory.
 #[derive(Debug, Clone)]
@@ -60,6 +20,7 @@ pub struct Adopt {
     tcp: bool,
     port: Option<u16>,
     timeout: Duration,
+    folder_in: Option<PathBuf>,
 }
 
 impl Adopt {
@@ -72,6 +33,7 @@ impl Adopt {
             tcp: false,
             port: None,
             timeout: Duration::from_secs(60),
+            folder_in: None,
         }
     }
 
@@ -93,6 +55,13 @@ impl Adopt {
     #[must_use]
     pub fn tcp(mut self, on: bool) -> Self {
         self.tcp = on;
+        self
+    }
+
+    /// Keeps its socket and its log in a folder of its own in this one, unless the path would be too long for a socket.
+    #[must_use]
+    pub fn folder_in(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder_in = Some(folder.into());
         self
     }
 
@@ -146,9 +115,8 @@ impl Adopt {
         if is_roots(&pgdata)? {
             hand_over(&account, &pgdata)?;
         }
-        let mut launch = Launch::new(self.install, account, self.timeout)?;
-        let hba = launch
-            .write("pg_hba.conf", "local all all trust\nlocal replication all trust\nhost all all 127.0.0.1/32 scram-sha-256\n")?;
+        let mut launch = Launch::new(self.install, account, self.timeout, self.folder_in.as_deref())?;
+        let hba = launch.write("pg_hba.conf", isolation::HBA)?;
         let ident = launch.write("pg_ident.conf", "")?;
         if !pgdata.join("postgresql.conf").is_file() {
             // Debian keeps the configuration outside of the data directory, where a physical backup does not see it.
@@ -160,7 +128,7 @@ impl Adopt {
         for (name, path) in [("data_directory", &pgdata), ("hba_file", &hba), ("ident_file", &ident)] {
             launch.options.push((name.to_owned(), path.display().to_string()));
         }
-        launch.options.extend(ISOLATED.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        launch.options.extend(isolation::SETTINGS.map(|(name, value)| (name.to_owned(), value.to_owned())));
         launch.options.extend(self.options);
         launch.user = self.user;
         launch.tcp = self.tcp;
@@ -191,21 +159,10 @@ fn hand_over(account: &Account, pgdata: &Path) -> Result<()> {
 
 /// A configuration for a directory without one, as large as the control file demands.
 fn minimal_configuration(launch: &Launch, pgdata: &Path) -> String {
-    let mut text = "# made by pgvault: the data directory has no postgresql.conf\n".to_owned();
-    let Ok(program) = launch.install.program("pg_controldata") else { return text };
-    let mut command = Command::new(program);
-    command.arg("-D").arg(pgdata).env("LC_ALL", "C").current_dir(launch.folder());
-    // Without it recovery still works wherever the defaults are large enough, and says so where they are not.
-    let Ok(answer) = run(launch.account.apply(without_libpq_environment(&mut command))) else { return text };
-    for line in answer.lines() {
-        let Some((name, value)) = line.strip_suffix('\r').unwrap_or(line).split_once(" setting:") else { continue };
-        let name = match name {
-            name if !AT_LEAST.contains(&name) => continue,
-            "max_prepared_xacts" => "max_prepared_transactions",
-            "max_locks_per_xact" => "max_locks_per_transaction",
-            name => name,
-        };
-        let _ = writeln!(text, "{name} = {}", value.trim());
-    }
-    text
+    let said = launch.install.program("pg_controldata").and_then(|program| {
+        let mut command = Command::new(program);
+        command.arg("-D").arg(pgdata).env("LC_ALL", "C").current_dir(launch.folder());
+        run(launch.account.apply(without_libpq_environment(&mut command)))
+    });
+    isolation::minimal_configuration(&said.unwrap_or_default())
 }

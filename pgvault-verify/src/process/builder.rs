@@ -160,7 +160,7 @@ impl ServerBuilder {
     /// With what `initdb` said.
     pub fn create(self) -> Result<Server> {
         let account = Account::unprivileged()?;
-        let mut launch = Launch::new(self.install.clone(), account.clone(), self.timeout)?;
+        let mut launch = Launch::new(self.install.clone(), account.clone(), self.timeout, None)?;
         let pgdata = match self.pgdata {
             Some(pgdata) => {
                 let pgdata = std::path::absolute(&pgdata).map_err(io_error("resolve", &pgdata))?;

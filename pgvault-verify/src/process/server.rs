@@ -62,8 +62,9 @@ pub(super) struct Launch {
 }
 
 impl Launch {
-    pub(super) fn new(install: Install, account: Account, timeout: Duration) -> Result<Self> {
-        let folder = private_folder(&account)?;
+    /// The folder is made in `parent`, when that can be reached and its path is short enough for a socket.
+    pub(super) fn new(install: Install, account: Account, timeout: Duration, parent: Option<&Path>) -> Result<Self> {
+        let folder = private_folder(&account, parent)?;
         Ok(Self {
             install,
             account,
@@ -92,8 +93,8 @@ impl Launch {
 }
 
 /// A folder that only the account can enter, with a path short enough for a socket.
-fn private_folder(account: &Account) -> Result<TempDir> {
-    let wanted = std::env::temp_dir();
+pub(crate) fn private_folder(account: &Account, parent: Option<&Path>) -> Result<TempDir> {
+    let wanted = parent.map_or_else(std::env::temp_dir, Path::to_path_buf);
     // `/pgvault-` and six random letters.
     let fits = wanted.as_os_str().len() + 15 <= LONGEST_FOLDER && account.check_can_reach(&wanted.join("x")).is_ok();
     let parent = if fits { wanted } else { PathBuf::from("/tmp") };
@@ -218,13 +219,25 @@ impl Server {
     ///
     /// When it is not running, or takes longer than the builder's timeout.
     pub fn stop(&mut self, mode: Mode) -> Result<()> {
+        self.stop_within(mode, self.launch.timeout)
+    }
+
+    /// As [`stop`](Self::stop), with another limit.
+    ///
+    /// # Errors
+    ///
+    /// As [`stop`](Self::stop).
+    pub fn stop_within(&mut self, mode: Mode, timeout: Duration) -> Result<()> {
         self.signal(match mode {
             Mode::Smart => Signal::TERM,
             Mode::Fast => Signal::INT,
             Mode::Immediate => Signal::QUIT,
         })?;
-        let timeout = self.launch.timeout;
-        self.wait_for_end("stopping", timeout)?;
+        let status = self.wait_for_end("stopping", timeout)?;
+        if mode != Mode::Immediate && !status.success() {
+            // Somebody else was faster, or it broke while it was told to stop.
+            return Err(self.ended_error(status, "stopping"));
+        }
         self.running = None;
         Ok(())
     }
@@ -401,6 +414,15 @@ impl Server {
     /// The process id of the postmaster, while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.running.as_ref().map(|running| running.child.id())
+    }
+
+    /// How the server ended by itself, or nothing while it runs.
+    ///
+    /// # Errors
+    ///
+    /// When it was stopped, or never started.
+    pub fn how_it_ended(&mut self) -> Result<Option<ExitStatus>> {
+        self.ended()
     }
 
     /// True while the server process exists.

@@ -8,14 +8,19 @@
 //! What is seen of a single changed byte: everything but bit 2 of a page's `xlp_info` (`XLP_BKP_REMOVABLE`, which servers set on any
 //! page they liked), and the rest of a record whose beginning was not given.
 
+mod kept;
+
 use jiff::Timestamp;
 
+use self::kept::Kept;
 use super::super::bytes::{i64_at, u32_at, u64_at};
 use super::super::{Lsn, SegmentSize, SystemId, TimelineHistory, TimelineId};
+use super::blocks::main_data_place;
 use super::record::{
-    CRC_OFFSET, MAX_RECORD, RECORD_HEADER, RM_XACT, RM_XLOG, RMGR_INFO, XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH, main_data_place,
+    CRC_OFFSET, MAX_RECORD, RECORD_HEADER, RM_XACT, RM_XLOG, RMGR_INFO, XLOG_OVERWRITE_CONTRECORD, XLOG_SWITCH,
     timed_transaction_end,
 };
+use super::witness::Witness;
 use super::{IS_LONG, LONG_HEADER, SHORT_HEADER, WalPageHeader, timestamp_from_pg};
 
 /// `XLOG_BLCKSZ` of nearly every server; the first segment header that is seen says how it is.
@@ -55,7 +60,7 @@ pub struct PassedEnds {
 
 /// Checks the WAL of one timeline's lineage, given in order and in pieces of any size.
 #[derive(Debug, Clone)]
-pub struct WalChecker {
+pub struct WalChecker<W = ()> {
     system_identifier: SystemId,
     segment_size: SegmentSize,
     block_size: u64,
@@ -86,6 +91,7 @@ pub struct WalChecker {
     last_record: Option<Lsn>,
     /// Transaction ends since the last [`WalChecker::take_ends`].
     ends: Option<PassedEnds>,
+    witness: W,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -146,33 +152,6 @@ impl Open {
     }
 }
 
-/// The first bytes of something.
-#[derive(Debug, Clone, Copy)]
-struct Kept<const N: usize> {
-    bytes: [u8; N],
-    len: usize,
-}
-
-impl<const N: usize> Kept<N> {
-    const EMPTY: Self = Self { bytes: [0; N], len: 0 };
-
-    fn add(&mut self, bytes: &[u8]) {
-        let n = bytes.len().min(N - self.len);
-        if let (Some(place), Some(bytes)) = (self.bytes.get_mut(self.len..self.len + n), bytes.get(..n)) {
-            place.copy_from_slice(bytes);
-            self.len += n;
-        }
-    }
-
-    fn get(&self) -> &[u8] {
-        self.bytes.get(..self.len).unwrap_or_default()
-    }
-
-    fn is_zero(&self) -> bool {
-        self.get().iter().all(|byte| *byte == 0)
-    }
-}
-
 impl WalChecker {
     /// A checker for WAL of `timeline` from `start` on. Nothing is known of what lies before.
     ///
@@ -183,6 +162,20 @@ impl WalChecker {
         timeline: TimelineId,
         history: Option<TimelineHistory>,
         start: Lsn,
+    ) -> Self {
+        Self::with_witness(system_identifier, segment_size, timeline, history, start, ())
+    }
+}
+
+impl<W: Witness> WalChecker<W> {
+    /// As [`WalChecker::new`], with somebody who reads along.
+    pub fn with_witness(
+        system_identifier: SystemId,
+        segment_size: SegmentSize,
+        timeline: TimelineId,
+        history: Option<TimelineHistory>,
+        start: Lsn,
+        witness: W,
     ) -> Self {
         Self {
             system_identifier,
@@ -205,7 +198,13 @@ impl WalChecker {
             records: 0,
             last_record: None,
             ends: None,
+            witness,
         }
+    }
+
+    /// Who reads along.
+    pub fn witness(&self) -> &W {
+        &self.witness
     }
 
     /// Goes on along a timeline that begins with what was checked so far.
@@ -507,12 +506,14 @@ impl WalChecker {
             }
             Place::Between => {
                 self.place = Place::Record(Open { lsn: self.at, kept: Kept::EMPTY, have: 0, crc: 0 });
+                self.witness.begin(self.at);
                 self.body(bytes)
             }
             Place::Record(open) => {
                 let n = usize::try_from(open.wanted() - open.have).unwrap_or(usize::MAX).min(bytes.len());
                 let now = bytes.get(..n).unwrap_or(bytes);
                 open.kept.add(now);
+                self.witness.bytes(now);
                 let of_header = usize::try_from((RECORD_HEADER as u64).saturating_sub(open.have)).unwrap_or(0);
                 open.crc = crc32c::crc32c_append(open.crc, now.get(of_header..).unwrap_or_default());
                 open.have += n as u64;
@@ -588,6 +589,7 @@ impl WalChecker {
 
     /// Goes past a record that is whole and right.
     fn pass(&mut self, open: &Open) {
+        self.witness.whole();
         let bytes = open.kept.get();
         let [resource_manager, info] = [bytes.get(17), bytes.get(16)].map(|byte| byte.copied().unwrap_or_default());
         self.records += 1;

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 
 use jiff::Timestamp;
 
-use super::super::bytes::{i32_at, i64_at, u16_at, u32_at, u64_at};
+use super::super::bytes::{i32_at, i64_at, u32_at, u64_at};
 use super::super::{Lsn, ParseError, SegmentSize, TimelineId};
+use super::blocks::main_data_place;
 use super::{SegmentHeader, WalPageHeader, timestamp_from_pg};
 
 /// Bytes of `XLogRecord`.
@@ -27,11 +28,11 @@ pub(super) const XLOG_SWITCH: u8 = 0x40;
 const XLOG_RESTORE_POINT: u8 = 0x70;
 pub(super) const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
 
-const XACT_OPERATION: u8 = 0x70;
-const XACT_HAS_INFO: u8 = 0x80;
-const XACT_COMMIT: u8 = 0x00;
+pub(super) const XACT_OPERATION: u8 = 0x70;
+pub(super) const XACT_HAS_INFO: u8 = 0x80;
+pub(super) const XACT_COMMIT: u8 = 0x00;
 const XACT_ABORT: u8 = 0x20;
-const XACT_COMMIT_PREPARED: u8 = 0x30;
+pub(super) const XACT_COMMIT_PREPARED: u8 = 0x30;
 const XACT_ABORT_PREPARED: u8 = 0x40;
 
 /// From this magic on (PostgreSQL 18), a dropped statistics entry is named by 64 bits instead of 32.
@@ -202,53 +203,6 @@ impl<'a> WalRecord<'a> {
 /// True when a record of the transaction manager with this `xl_info` ends a transaction, and begins with the time.
 pub(super) fn timed_transaction_end(info: u8) -> bool {
     matches!(info & XACT_OPERATION, XACT_COMMIT | XACT_COMMIT_PREPARED | XACT_ABORT | XACT_ABORT_PREPARED)
-}
-
-/// Offset and length of the main data of a record, as `DecodeXLogRecord` finds them: inner headers first, in them the lengths,
-/// then the data of the blocks, then the main data at the very end.
-pub(super) fn main_data_place(bytes: &[u8], length: usize) -> Option<(usize, usize)> {
-    const DATA_SHORT: u8 = 255;
-    const DATA_LONG: u8 = 254;
-    const ORIGIN: u8 = 253;
-    const TOP_LEVEL_XID: u8 = 252;
-    const MAX_BLOCK_ID: u8 = 32;
-    const HAS_IMAGE: u8 = 0x10;
-    const SAME_RELATION: u8 = 0x80;
-    const IMAGE_HAS_HOLE: u8 = 0x01;
-    const IMAGE_COMPRESSED: u8 = 0x04 | 0x08 | 0x10;
-
-    let mut at = RECORD_HEADER;
-    let mut block_data = 0usize;
-    loop {
-        // The headers end where the data that they announced fills the rest.
-        if length.checked_sub(at)? == block_data {
-            return Some((length, 0));
-        }
-        match *bytes.get(at)? {
-            DATA_SHORT => {
-                let main = usize::from(*bytes.get(at + 1)?);
-                return Some((length.checked_sub(main).filter(|o| *o >= at + 2)?, main));
-            }
-            DATA_LONG => {
-                let main = usize::try_from(u32_at(bytes, at + 1)?).ok()?;
-                return Some((length.checked_sub(main).filter(|o| *o >= at + 5)?, main));
-            }
-            ORIGIN => at += 3,
-            TOP_LEVEL_XID => at += 5,
-            block if block <= MAX_BLOCK_ID => {
-                let flags = *bytes.get(at + 1)?;
-                block_data = block_data.checked_add(usize::from(u16_at(bytes, at + 2)?))?;
-                at += 4;
-                if flags & HAS_IMAGE != 0 {
-                    block_data = block_data.checked_add(usize::from(u16_at(bytes, at)?))?;
-                    let image = *bytes.get(at + 4)?;
-                    at += if image & IMAGE_COMPRESSED != 0 && image & IMAGE_HAS_HOLE != 0 { 7 } else { 5 };
-                }
-                at += if flags & SAME_RELATION == 0 { 12 + 4 } else { 4 };
-            }
-            _ => return None,
-        }
-    }
 }
 
 /// Where a record can begin at or behind `lsn`; the last position of all when there is none.
