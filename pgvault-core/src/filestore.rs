@@ -33,4 +33,5 @@ pub mod fetch;
 pub mod instance;
 pub mod names;
 pub mod pass;
+pub(crate) mod space;
 pub mod tree;

@@ -34,9 +34,7 @@ use crate::format::file_run::{Entry, State, promised_sha1};
 use crate::postgres::ConnInfo;
 use crate::progress::SharedProgress;
 use crate::vault::Cluster;
-use crate::vault::layout;
 use crate::vault::session::{Purpose, Session};
-use crate::vault::snapshot;
 use crate::{Error, ErrorKind, Result};
 
 /// Passes after which a file whose content is not what its name says is damaged, and not still being written.
@@ -518,24 +516,6 @@ impl Capture {
         pass::commit(&self.cluster, &pass, &self.catalog).await?;
         self.last = Some(pass.clone());
         Ok(Captured { pass: Some(pass), warnings: Vec::new() })
-    }
-
-    /// Before when nothing can be restored any more, in milliseconds of Unix time: what was gone by then is needed by nobody. None while
-    /// there is no backup.
-    async fn horizon(&self) -> Result<Option<i64>> {
-        let mut oldest = None;
-        for object in self.cluster.store().list(&self.cluster.path(layout::dir::SNAP)).await? {
-            let Some(id) = layout::id_of(&object.name) else { continue };
-            let finished = match snapshot::open(&self.cluster, id, Some(object.size)).await {
-                Ok(snapshot) => snapshot.manifest.finished_at.as_millisecond(),
-                Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                // What it needs is not known: everything is kept.
-                Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => return Ok(None),
-                Err(error) => return Err(error),
-            };
-            oldest = Some(oldest.map_or(finished, |oldest: i64| oldest.min(finished)));
-        }
-        Ok(oldest)
     }
 }
 

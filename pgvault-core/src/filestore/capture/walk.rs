@@ -2,9 +2,12 @@
 
 use std::os::unix::fs::MetadataExt;
 
+use jiff::Timestamp;
+
 use super::{BATCH, Capture, FEW, Step, Work, blocking, unmounted};
 use crate::Result;
 use crate::filestore::pass::{Counts, PassKind};
+use crate::filestore::space;
 use crate::filestore::tree::Found;
 use crate::format::file_run::{Entry, State, promised_sha1};
 
@@ -23,7 +26,7 @@ impl Capture {
     /// A full pass.
     pub(super) async fn full(&mut self, work: &mut Work, why: &str) -> Result<PassKind> {
         tracing::info!(database = %self.odoo.database.name, why, "all of the filestore is looked at");
-        work.horizon = self.horizon().await?;
+        work.horizon = space::horizon(&self.cluster).await?.map(Timestamp::as_millisecond);
         // Set before the walk: when the collector runs meanwhile, the next pass knows.
         let (tree, grace) = (work.tree.clone(), self.has_grace());
         (self.armed, self.marks) = blocking(move || {
