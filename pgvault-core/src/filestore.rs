@@ -17,6 +17,7 @@
 //! |---|---|
 //! | [`names`] | names of files: which are content, which promise their SHA-1, which lie elsewhere |
 //! | [`instance`] | which filestore it is: the database that it belongs to, whatever that is called today |
+//! | [`find`] | which databases are Odoo's, and where their filestores are |
 //! | [`tree`] | the directory: walks, the checklist, the wire that shows that Odoo's garbage collector ran |
 //! | [`database`] | what Odoo's database says: identity, position, references |
 //! | [`contents`] | files into packs, and out of them |
@@ -30,6 +31,7 @@ pub mod catalog;
 pub mod contents;
 pub mod database;
 pub mod fetch;
+pub mod find;
 pub mod instance;
 pub mod names;
 pub mod pass;
