@@ -48,14 +48,12 @@ fn is_state(error: &Error, state: &str) -> bool {
     ServerError::of(error).is_some_and(|server| server.sqlstate == state)
 }
 
-/// Runs the garbage collection once, with a connection of its own, and then notes the run in `ir_cron`, unless it gave up.
+/// Runs the garbage collection once, and then notes the run in `ir_cron`, unless it gave up.
 ///
 /// # Errors
 /// What the server or the disk says, but for the ways in which it ends that [`Collection`] has.
 pub async fn collect(odoo: &Odoo, pause: &Pause) -> Result<Collection> {
-    let mut connection = odoo.connect().await?;
-    pause.speaks_through(connection.backend_pid());
-    odoo.monitor().know(connection.backend_pid());
+    let mut connection = odoo.lease(pause).await?;
     let location = "select value from ir_config_parameter where key = 'ir_attachment.location'";
     if first_column(&mut connection, location).await?.contains("db") {
         return Ok(Collection::Done { checked: 0, removed: 0 });
@@ -73,7 +71,7 @@ pub async fn collect(odoo: &Odoo, pause: &Pause) -> Result<Collection> {
     } else {
         let _ = run.sql("gc: roll back", "rollback").await?;
     }
-    run.connection.close().await;
+    odoo.give_back(run.connection);
     Ok(collection)
 }
 

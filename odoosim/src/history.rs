@@ -324,6 +324,7 @@ async fn work(odoo: &Odoo, pause: &Pause, shared: &Shared, seed: u64) -> Result<
             operations
         });
         if operations == 0 {
+            worker.leave();
             return Ok(());
         }
         match Box::pin(transaction(&mut worker, &mut random, shared, operations)).await {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
@@ -47,6 +47,8 @@ struct Inner {
     ledger: Ledger,
     clock: Arc<FixedClock>,
     monitor: Monitor,
+    /// Connections that nobody uses: a new one costs as much as a whole transaction of a hundred statements.
+    pool: Arc<Mutex<Vec<Connection>>>,
 }
 
 /// A running Odoo: a database, its filestore, its time. Clones are the same one.
@@ -75,15 +77,26 @@ impl Odoo {
     /// # Errors
     /// When the database cannot be reached.
     pub async fn open(server: &str, name: &str, data_dir: &Path, series: Series, rules: Rules) -> Result<Self> {
-        let monitor = Connection::connect(&connection_to(server, name)?, Mode::Sql).await?;
+        let monitor = Monitor::new(Connection::connect(&connection_to(server, name)?, Mode::Sql).await?);
+        Self::assemble(server, name, data_dir, series, rules, monitor, Arc::default())
+    }
+
+    fn assemble(
+        server: &str,
+        name: &str,
+        data_dir: &Path,
+        series: Series,
+        rules: Rules,
+        monitor: Monitor,
+        pool: Arc<Mutex<Vec<Connection>>>,
+    ) -> Result<Self> {
         let ledger = Ledger::new(series);
         let filestore = Filestore::new(data_dir.join("filestore").join(name), series, ledger.clone());
         filestore.observe_all()?;
-        let monitor = Monitor::new(monitor);
         // Any moment; later than the rows of the schema.
         let clock = Arc::new(FixedClock::new(Timestamp::constant(1_780_000_000, 0)));
         let (server, name, data_dir) = (server.to_owned(), name.to_owned(), data_dir.to_path_buf());
-        Ok(Self(Arc::new(Inner { server, name, data_dir, series, rules, filestore, ledger, clock, monitor })))
+        Ok(Self(Arc::new(Inner { server, name, data_dir, series, rules, filestore, ledger, clock, monitor, pool })))
     }
 
     /// The name of the database.
@@ -173,12 +186,29 @@ impl Odoo {
         Box::pin(crate::gc::collect(self, &Pause::alone("gc", &self.0.ledger))).await
     }
 
+    /// A connection for a participant, new or used before.
+    pub(crate) async fn lease(&self, pause: &Pause) -> Result<Connection> {
+        let pooled = self.0.pool.lock().unwrap_or_else(PoisonError::into_inner).pop();
+        let connection = match pooled {
+            Some(connection) if connection.is_idle() => connection,
+            _ => self.connect().await?,
+        };
+        pause.speaks_through(connection.backend_pid());
+        self.0.monitor.know(connection.backend_pid());
+        Ok(connection)
+    }
+
+    /// Keeps a connection without a transaction for the next participant.
+    pub(crate) fn give_back(&self, connection: Connection) {
+        self.0.pool.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
+    }
+
     /// Runs SQL and gives the first column of the first row.
     ///
     /// # Errors
     /// When it fails.
     pub async fn ask(&self, sql: &str) -> Result<Option<String>> {
-        let sets = self.connect().await?.simple_query(sql).await?;
+        let sets = self.0.monitor.query(sql).await?;
         let row = sets.last().and_then(|set| set.rows.first());
         Ok(row.map(|row| row.text(0)).transpose()?.flatten().map(str::to_owned))
     }
@@ -188,11 +218,9 @@ impl Odoo {
     /// # Errors
     /// When something else uses them.
     pub async fn cleared(self) -> Result<Self> {
-        let (server, name, data_dir) = (self.0.server.clone(), self.0.name.clone(), self.0.data_dir.clone());
-        let (series, rules) = (self.0.series, self.0.rules.clone());
         self.0.filestore.remove()?;
-        let _ = self.connect().await?.simple_query("truncate ir_attachment restart identity").await?;
-        drop(self);
-        Self::open(&server, &name, &data_dir, series, rules).await
+        let _ = self.ask("truncate ir_attachment restart identity").await?;
+        let it = &self.0;
+        Self::assemble(&it.server, &it.name, &it.data_dir, it.series, it.rules.clone(), it.monitor.clone(), it.pool.clone())
     }
 }

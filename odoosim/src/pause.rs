@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use pgvault_core::Result;
-use pgvault_core::postgres::Connection;
+use pgvault_core::postgres::{Connection, ResultSet};
 use tokio::sync::{Notify, oneshot};
 
 use crate::ledger::{Ledger, Step};
 
 /// How long a step may take before PostgreSQL is asked whether it waits for a lock. Most take less than a millisecond.
-const LOOK_AFTER: Duration = Duration::from_millis(3);
+const LOOK_AFTER: Duration = Duration::from_millis(1);
 
 #[derive(Default)]
 struct Gate {
@@ -124,6 +124,17 @@ impl Monitor {
         let _ = self.known.lock().unwrap_or_else(PoisonError::into_inner).insert(pid);
     }
 
+    /// Runs SQL on the connection of the monitor.
+    pub(crate) async fn query(&self, sql: &str) -> Result<Vec<ResultSet>> {
+        self.connection.lock().await.simple_query(sql).await
+    }
+
+    async fn pids(&self, sql: &str) -> Result<BTreeSet<i32>> {
+        let sets = self.query(sql).await?;
+        let rows = sets.first().map(|set| set.rows.as_slice()).unwrap_or_default();
+        rows.iter().map(|row| Ok(row.required(0)?.parse().unwrap_or_default())).collect()
+    }
+
     /// Backends of this database that wait for a lock, by process id.
     ///
     /// # Errors
@@ -131,17 +142,16 @@ impl Monitor {
     pub async fn waiting(&self) -> Result<BTreeSet<i32>> {
         const WAITING: &str = "select distinct l.pid from pg_locks l join pg_stat_activity a using (pid) \
                                where not l.granted and a.datname = current_database()";
-        let sets = self.connection.lock().await.simple_query(WAITING).await?;
-        let rows = sets.first().map(|set| set.rows.as_slice()).unwrap_or_default();
-        rows.iter().map(|row| Ok(row.required(0)?.parse().unwrap_or_default())).collect()
+        self.pids(WAITING).await
     }
 
     async fn is_blocked(&self, backend: &AtomicI32) -> Result<bool> {
-        let waiting = self.waiting().await?;
         let own = backend.load(Ordering::Relaxed);
         if own != 0 {
-            return Ok(waiting.contains(&own));
+            let waiting = format!("select pid from pg_locks where not granted and pid = {own}");
+            return Ok(!self.pids(&waiting).await?.is_empty());
         }
+        let waiting = self.waiting().await?;
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner).clone();
         Ok(waiting.difference(&known).next().is_some())
     }

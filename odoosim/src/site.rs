@@ -1,7 +1,8 @@
 //! A PostgreSQL server and a data directory in which several databases of Odoo live, and the manager that makes and removes them.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use pgvault_core::postgres::{Connection, Mode, quote_identifier, quote_literal};
@@ -46,33 +47,47 @@ pub struct Site {
     data_dir: PathBuf,
     /// Of these series a template exists.
     templates: Mutex<BTreeSet<Series>>,
+    /// Before the folder that its data is in: dropped first.
     server: Option<Server>,
-    _folder: Option<TempDir>,
+    folder: Option<TempDir>,
 }
 
 impl Site {
     /// A site on a throwaway server of its own; gone when it is dropped. Blocks: call it outside of asynchronous code.
     ///
+    /// All of it is in memory where there is `/dev/shm`: thousands of histories make millions of small files.
+    ///
     /// # Errors
     /// When the server cannot be started or the data directory not be made.
     pub fn start() -> Result<Self> {
-        let server = server()?.start()?;
-        let folder = tempfile::Builder::new().prefix("odoosim-").tempdir();
-        let folder = folder.map_err(|error| Error::io("create a folder in", &std::env::temp_dir(), error))?;
-        let mut site = Self::on(&server.conninfo(), folder.path());
+        let memory = Path::new("/dev/shm");
+        let parent = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+        let folder = tempfile::Builder::new()
+            .prefix("odoosim-")
+            // The server's account must reach its data.
+            .permissions(Permissions::from_mode(0o755))
+            .tempdir_in(&parent)
+            .map_err(|error| Error::io("create a folder in", &parent, error))?;
+        let server = server()?.pgdata(folder.path().join("pgdata")).start()?;
+        let mut site = Self::on(&server.conninfo(), &folder.path().join("odoo"));
         site.server = Some(server);
-        site._folder = Some(folder);
+        site.folder = Some(folder);
         Ok(site)
     }
 
     /// A site on a server that runs, with this data directory. `conninfo` is in libpq's keywords.
     pub fn on(conninfo: &str, data_dir: &Path) -> Self {
-        Self { conninfo: conninfo.to_owned(), data_dir: data_dir.to_path_buf(), templates: Mutex::default(), server: None, _folder: None }
+        Self { conninfo: conninfo.to_owned(), data_dir: data_dir.to_path_buf(), templates: Mutex::default(), server: None, folder: None }
     }
 
     /// The server that was started with the site.
     pub fn server(&self) -> Option<&Server> {
         self.server.as_ref()
+    }
+
+    /// A folder for other things of the test, on the same file system, of a site that was [started](Self::start).
+    pub fn folder(&self) -> Option<&Path> {
+        self.folder.as_ref().map(TempDir::path)
     }
 
     /// How to reach the server: libpq's keywords.

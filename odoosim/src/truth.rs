@@ -10,7 +10,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use pgvault_core::postgres::{Connection, Lsn, quote_literal};
+use pgvault_core::postgres::{Connection, Lsn, ResultSet, quote_literal};
 use pgvault_core::{Error, ErrorKind, Result};
 
 use crate::odoo::Odoo;
@@ -119,14 +119,17 @@ fn apply(rows: &mut Rows, changes: &[Change]) {
     }
 }
 
-const COLUMNS: &str = "id, type, store_fname, checksum, file_size, db_datas is not null";
+const ROWS: &str = "select id, type, store_fname, checksum, file_size, db_datas is not null from ir_attachment";
 
 /// The rows that a new transaction sees.
 ///
 /// # Errors
 /// When the query fails.
 pub async fn rows(connection: &mut Connection) -> Result<Rows> {
-    let sets = connection.simple_query(&format!("select {COLUMNS} from ir_attachment")).await?;
+    parse_rows(&connection.simple_query(ROWS).await?)
+}
+
+fn parse_rows(sets: &[ResultSet]) -> Result<Rows> {
     let mut rows = Rows::new();
     for row in sets.first().map(|set| set.rows.as_slice()).unwrap_or_default() {
         let text = |column| row.text(column).map(|text| text.map(str::to_owned));
@@ -159,12 +162,10 @@ impl Recording {
     /// When PostgreSQL cannot make the slot: `wal_level = logical` is needed.
     pub async fn start(odoo: &Odoo) -> Result<Self> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let mut connection = odoo.connect().await?;
-        let slot = format!("odoosim_{}_{}", connection.backend_pid(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let slot = format!("odoosim_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         let create = format!("select lsn from pg_create_logical_replication_slot({}, 'test_decoding')", quote_literal(&slot));
-        let began = connection.query_one(&create).await?.required(0)?.parse().map_err(unreadable)?;
-        let initial = rows(&mut connection).await?;
-        connection.close().await;
+        let began = odoo.ask(&create).await?.unwrap_or_default().parse().map_err(unreadable)?;
+        let initial = parse_rows(&odoo.monitor().query(ROWS).await?)?;
         Ok(Self { odoo: odoo.clone(), slot, began, initial })
     }
 
@@ -174,10 +175,9 @@ impl Recording {
     /// When PostgreSQL fails, or says something that cannot be understood.
     pub async fn finish(self) -> Result<Truth> {
         let slot = quote_literal(&self.slot);
-        let mut connection = self.odoo.connect().await?;
         let changes =
             format!("select lsn, xid, data from pg_logical_slot_get_changes({slot}, null, null, 'include-xids', '1', 'skip-empty-xacts', '1')");
-        let sets = connection.simple_query(&changes).await?;
+        let sets = self.odoo.monitor().query(&changes).await?;
         let mut commits = Vec::new();
         let mut changes = Vec::new();
         for row in sets.first().map(|set| set.rows.as_slice()).unwrap_or_default() {
@@ -194,8 +194,7 @@ impl Recording {
                 changes.push(parse(change)?);
             }
         }
-        let _ = connection.simple_query(&format!("select pg_drop_replication_slot({slot})")).await?;
-        connection.close().await;
+        let _ = self.odoo.ask(&format!("select pg_drop_replication_slot({slot})")).await?;
         Ok(Truth { began: self.began, initial: self.initial, commits })
     }
 }

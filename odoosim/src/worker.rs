@@ -12,6 +12,8 @@
 //!
 //! Transactions are REPEATABLE READ, and their first query comes before the first file.
 
+use std::fmt::Write as _;
+
 use pgvault_core::postgres::{Connection, quote_literal};
 use pgvault_core::{Error, ErrorKind, Result};
 
@@ -50,10 +52,13 @@ impl Worker {
     /// # Errors
     /// When the server refuses it.
     pub async fn connect(odoo: &Odoo, pause: &Pause) -> Result<Self> {
-        let connection = odoo.connect().await?;
-        pause.speaks_through(connection.backend_pid());
-        odoo.monitor().know(connection.backend_pid());
+        let connection = odoo.lease(pause).await?;
         Ok(Self { odoo: odoo.clone(), pause: pause.clone(), connection, stores_files: true, disk_fails_after: None })
+    }
+
+    /// Ends without a transaction open.
+    pub fn leave(self) {
+        self.odoo.give_back(self.connection);
     }
 
     async fn sql(&mut self, what: &'static str, sql: &str) -> Result<Option<String>> {
@@ -180,7 +185,10 @@ impl Worker {
     /// # Errors
     /// What the server says.
     pub async fn attach_in_database(&mut self, content: &Content) -> Result<AttachmentId> {
-        let hex = content.bytes().iter().fold(String::from("\\x"), |text, byte| format!("{text}{byte:02x}"));
+        let mut hex = String::from("\\x");
+        for byte in content.bytes() {
+            let _ = write!(hex, "{byte:02x}");
+        }
         let (size, sha1) = (content.bytes().len(), content.sha1());
         self.insert(&format!("'binary', null, {}, null, {size}, '{sha1}'", quote_literal(&hex))).await
     }
@@ -220,13 +228,17 @@ impl Worker {
     }
 
     async fn insert(&mut self, values: &str) -> Result<AttachmentId> {
+        let _: Step = self.pause.here("insert").await;
+        // Drawn before: of several that waited for the same lock, any could be the first to draw its number behind it.
+        let id = self.connection.query_one("select nextval('ir_attachment_id_seq')").await?.required(0)?.parse().unwrap_or_default();
         let now = self.odoo.now().strftime("%Y-%m-%d %H:%M:%S").to_string();
         let sql = format!(
-            "insert into ir_attachment (name, res_model, res_id, mimetype, create_uid, create_date, write_uid, write_date, \
-             type, store_fname, db_datas, url, file_size, checksum) values ('file.bin', 'res.partner', 1, 'application/octet-stream', \
-             1, '{now}', 1, '{now}', {values}) returning id"
+            "insert into ir_attachment (id, name, res_model, res_id, mimetype, create_uid, create_date, write_uid, write_date, \
+             type, store_fname, db_datas, url, file_size, checksum) values ({id}, 'file.bin', 'res.partner', 1, 'application/octet-stream', \
+             1, '{now}', 1, '{now}', {values})"
         );
-        Ok(self.sql("insert", &sql).await?.and_then(|id| id.parse().ok()).unwrap_or_default())
+        let _ = self.connection.simple_query(&sql).await?;
+        Ok(id)
     }
 
     async fn update(&mut self, id: AttachmentId, store_fname: &str, content: &Content) -> Result<()> {
@@ -309,6 +321,8 @@ impl Worker {
         for (what, part) in self.parts(content) {
             let _: Step = self.pause.here(what).await;
             odoo.filestore().append(&mut file, &beside, part)?;
+            // Two who write the same content share the file beside, and the other may have renamed it already.
+            odoo.filestore().observe(store_fname)?;
         }
         self.disk_error(store_fname)?;
         let _: Step = self.pause.here("rename").await;
