@@ -1,0 +1,414 @@
+//! Random histories: workers, the garbage collection and whoever watches them, interleaved step by step as a seed says.
+//!
+//! The same seed chooses the same participants in the same order, and they draw from their own seeds what they do, so that a history can be
+//! had again. That holds as long as the watchers are as predictable; and a lock that is waited for until the garbage collection gives up
+//! takes real time.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::ops::RangeInclusive;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use jiff::SignedDuration;
+use pgvault_core::Result;
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use crate::content::Content;
+use crate::gc::{self, Collection};
+use crate::ledger::{Ledger, Step};
+use crate::odoo::Odoo;
+use crate::pause::{Actor, Pause, Progress};
+use crate::truth::{Recording, Truth, local_names};
+use crate::worker::Worker;
+
+/// Somebody who looks on, such as a backup.
+#[async_trait]
+pub trait Participant: Send {
+    /// Does its work once. Between its own steps it awaits [`Pause::here`], where others go on; what it does between two of these
+    /// nobody can interrupt.
+    ///
+    /// # Errors
+    /// Ends the history.
+    async fn pass(&mut self, pause: &Pause) -> Result<()>;
+}
+
+#[async_trait]
+impl<P: Participant + ?Sized> Participant for &mut P {
+    async fn pass(&mut self, pause: &Pause) -> Result<()> {
+        (**self).pass(pause).await
+    }
+}
+
+/// A participant and how often it begins.
+pub struct Participation<'a> {
+    name: String,
+    every: u32,
+    participant: Box<dyn Participant + 'a>,
+}
+
+impl fmt::Debug for Participation<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Participation").field("name", &self.name).field("every", &self.every).finish_non_exhaustive()
+    }
+}
+
+impl<'a> Participation<'a> {
+    /// `participant` begins a pass in one of `every` of its turns on average, 1 being always, when it is not in one.
+    pub fn new(name: &str, every: u32, participant: impl Participant + 'a) -> Self {
+        Self { name: name.to_owned(), every: every.max(1), participant: Box::new(participant) }
+    }
+}
+
+/// How a history is to be.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// How many workers there are.
+    pub workers: usize,
+    /// How many operations they do together; one of these numbers.
+    pub operations: RangeInclusive<u32>,
+    /// The garbage collection begins in one of so many of its turns; never if 0.
+    pub gc_every: u32,
+    /// One in so many turns of a worker or of the garbage collection ends with `kill -9`; none if 0.
+    pub kill_every: u32,
+    /// How much time passes with each step, at most; half of it on average.
+    pub step_time: SignedDuration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { workers: 3, operations: 30..=120, gc_every: 12, kill_every: 150, step_time: SignedDuration::from_secs(60) }
+    }
+}
+
+/// A pass of a participant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pass {
+    /// Whose.
+    pub who: String,
+    /// Its first step.
+    pub from: Step,
+    /// Its last.
+    pub to: Step,
+}
+
+/// What came of a history.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    /// Its seed.
+    pub seed: u64,
+    /// What rows said.
+    pub truth: Truth,
+    /// What lay on the disk.
+    pub ledger: Ledger,
+    /// Which passes there were, in the order of their ends.
+    pub passes: Vec<Pass>,
+    /// How often what happened: `commit`, `rollback`, `kill`, `gc`, `gc gave up`, `gc conflict`, and codes of errors.
+    pub tally: BTreeMap<String, u64>,
+}
+
+impl Outcome {
+    /// Names that rows refer to in the end, and whose files are not there or not right.
+    pub fn dangling(&self) -> Vec<String> {
+        let Some((_, rows)) = self.truth.states().last() else { return Vec::new() };
+        local_names(&rows).into_iter().filter(|name| !self.ledger.is_on_disk(name)).collect()
+    }
+}
+
+/// See the [module documentation](self).
+#[derive(Debug, Clone)]
+pub struct History {
+    seed: u64,
+    options: Options,
+}
+
+/// What the workers share.
+struct Work {
+    family: u64,
+    left: u32,
+    next_content: u64,
+    tally: BTreeMap<String, u64>,
+}
+
+type Shared = Arc<Mutex<Work>>;
+
+fn locked<T>(shared: &Shared, with: impl FnOnce(&mut Work) -> T) -> T {
+    with(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn count(shared: &Shared, what: &str) {
+    locked(shared, |work| *work.tally.entry(what.to_owned()).or_default() += 1);
+}
+
+/// With what an actor ends.
+enum Ended<'a> {
+    Worker(Result<()>),
+    Gc(Result<Collection>),
+    Pass(Participation<'a>, Result<()>),
+}
+
+enum Role<'a> {
+    Worker,
+    Gc,
+    /// Empty while a pass has it.
+    Watcher(Option<Participation<'a>>),
+}
+
+struct Place<'a> {
+    role: Role<'a>,
+    actor: Option<Actor<'a, Ended<'a>>>,
+    began: Step,
+}
+
+impl History {
+    /// A history.
+    pub fn new(seed: u64, options: Options) -> Self {
+        Self { seed, options }
+    }
+
+    /// Lets it happen, on a database that nobody else writes to.
+    ///
+    /// # Errors
+    /// What a participant, the server or the disk says; not what workers run into and live with.
+    pub async fn run(&self, odoo: &Odoo, participants: Vec<Participation<'_>>) -> Result<Outcome> {
+        let recording = Recording::start(odoo).await?;
+        let mut random = StdRng::seed_from_u64(self.seed);
+        let left = random.random_range(self.options.operations.clone());
+        let shared: Shared =
+            Arc::new(Mutex::new(Work { family: self.seed, left, next_content: 0, tally: BTreeMap::new() }));
+        let roles = (0..self.options.workers).map(|_| Role::Worker).chain([Role::Gc]);
+        let roles = roles.chain(participants.into_iter().map(|participant| Role::Watcher(Some(participant))));
+        let places = roles.map(|role| Place { role, actor: None, began: 0 }).collect();
+        let mut run = Run { history: self, odoo, shared, random, places, passes: Vec::new(), incarnations: 0 };
+        Box::pin(run.to_the_end()).await?;
+        let truth = recording.finish().await?;
+        let tally = locked(&run.shared, |work| work.tally.clone());
+        Ok(Outcome { seed: self.seed, truth, ledger: odoo.ledger().clone(), passes: run.passes, tally })
+    }
+}
+
+struct Run<'h, 'a> {
+    history: &'h History,
+    odoo: &'h Odoo,
+    shared: Shared,
+    random: StdRng,
+    places: Vec<Place<'a>>,
+    passes: Vec<Pass>,
+    incarnations: u64,
+}
+
+impl<'a> Run<'_, 'a> {
+    async fn to_the_end(&mut self) -> Result<()> {
+        loop {
+            self.release().await?;
+            let ending = locked(&self.shared, |work| work.left == 0);
+            let is_ready = |place: &Place<'_>| match (&place.actor, &place.role) {
+                (Some(actor), _) => !actor.is_blocked(),
+                (None, _) => !ending,
+            };
+            let ready: Vec<usize> = self.places.iter().enumerate().filter(|(_, place)| is_ready(place)).map(|(index, _)| index).collect();
+            if ready.is_empty() {
+                if self.places.iter().all(|place| place.actor.is_none()) {
+                    return Ok(());
+                }
+                // All wait for locks: the server ends that, by a timeout or as a deadlock.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+            let Some(index) = ready.get(self.random.random_range(0..ready.len())).copied() else { continue };
+            self.turn(index, ending).await?;
+        }
+    }
+
+    /// Lets those go on whose locks have become free. They get there by themselves; here it is waited for.
+    async fn release(&mut self) -> Result<()> {
+        for index in 0..self.places.len() {
+            let Some(actor) = self.places.get(index).and_then(|place| place.actor.as_ref()) else { continue };
+            if actor.is_blocked() && !actor.is_still_blocked().await? {
+                self.advance(index).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn turn(&mut self, index: usize, ending: bool) -> Result<()> {
+        let options = &self.history.options;
+        let Some(place) = self.places.get_mut(index) else { return Ok(()) };
+        if place.actor.is_none() {
+            let every = match &place.role {
+                Role::Worker => 1,
+                Role::Gc => options.gc_every,
+                Role::Watcher(Some(participation)) => participation.every,
+                Role::Watcher(None) => 0,
+            };
+            if every == 0 || !self.random.random_ratio(1, every) {
+                return Ok(());
+            }
+            self.start(index);
+        } else if !ending
+            && !matches!(place.role, Role::Watcher(_))
+            && options.kill_every > 0
+            && self.random.random_ratio(1, options.kill_every)
+        {
+            if let Some(mut actor) = place.actor.take() {
+                actor.kill().await?;
+            }
+            count(&self.shared, "kill");
+            return Ok(());
+        }
+        let passed = self.random.random_range(0..=options.step_time.as_millis().max(0));
+        self.odoo.advance(SignedDuration::from_millis(i64::try_from(passed).unwrap_or_default()));
+        self.advance(index).await
+    }
+
+    fn start(&mut self, index: usize) {
+        let (odoo, shared) = (self.odoo.clone(), self.shared.clone());
+        let (ledger, monitor) = (self.odoo.ledger(), self.odoo.monitor());
+        self.incarnations += 1;
+        let seed = self.history.seed ^ self.incarnations.rotate_right(20);
+        let Some(place) = self.places.get_mut(index) else { return };
+        place.began = ledger.now() + 1;
+        place.actor = Some(match &mut place.role {
+            Role::Worker => Actor::new(&format!("worker {index}"), ledger, monitor, |pause| async move {
+                Ended::Worker(Box::pin(work(&odoo, &pause, &shared, seed)).await)
+            }),
+            Role::Gc => Actor::new("gc", ledger, monitor, |pause| async move { Ended::Gc(Box::pin(gc::collect(&odoo, &pause)).await) }),
+            Role::Watcher(participation) => {
+                let Some(mut participation) = participation.take() else { return };
+                let name = participation.name.clone();
+                Actor::new(&name, ledger, monitor, |pause| async move {
+                    let result = participation.participant.pass(&pause).await;
+                    Ended::Pass(participation, result)
+                })
+            }
+        });
+    }
+
+    async fn advance(&mut self, index: usize) -> Result<()> {
+        let Some(place) = self.places.get_mut(index) else { return Ok(()) };
+        let Some(actor) = &mut place.actor else { return Ok(()) };
+        let Progress::Finished(ended) = actor.advance().await? else { return Ok(()) };
+        place.actor = None;
+        match ended {
+            Ended::Worker(result) => result?,
+            Ended::Gc(result) => count(
+                &self.shared,
+                match result? {
+                    Collection::Done { .. } => "gc",
+                    Collection::GaveUp => "gc gave up",
+                    Collection::Conflict => "gc conflict",
+                },
+            ),
+            Ended::Pass(participation, result) => {
+                let who = participation.name.clone();
+                place.role = Role::Watcher(Some(participation));
+                result?;
+                self.passes.push(Pass { who, from: place.began, to: self.odoo.ledger().now() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A worker process: transactions, until there is nothing left to do.
+async fn work(odoo: &Odoo, pause: &Pause, shared: &Shared, seed: u64) -> Result<()> {
+    let mut random = StdRng::seed_from_u64(seed);
+    let mut worker = Worker::connect(odoo, pause).await?;
+    loop {
+        let wanted = random.random_range(1..=3);
+        let operations = locked(shared, |work| {
+            let operations = work.left.min(wanted);
+            work.left -= operations;
+            operations
+        });
+        if operations == 0 {
+            worker.leave();
+            return Ok(());
+        }
+        match Box::pin(transaction(&mut worker, &mut random, shared, operations)).await {
+            Ok(()) if !random.random_ratio(1, 9) => match worker.commit().await {
+                Ok(()) => count(shared, "commit"),
+                Err(error) => count(shared, error.code()),
+            },
+            Ok(()) => {
+                worker.rollback().await?;
+                count(shared, "rollback");
+            }
+            Err(error) => {
+                worker.rollback().await?;
+                count(shared, error.code());
+            }
+        }
+    }
+}
+
+async fn transaction(worker: &mut Worker, random: &mut StdRng, shared: &Shared, operations: u32) -> Result<()> {
+    worker.begin().await?;
+    // One row that exists, at most: two workers that want each other's would be ended by the deadlock detector, after real time.
+    let mut touched = false;
+    for _ in 0..operations {
+        operation(worker, random, shared, &mut touched).await?;
+    }
+    Ok(())
+}
+
+async fn operation(worker: &mut Worker, random: &mut StdRng, shared: &Shared, touched: &mut bool) -> Result<()> {
+    let content = choose(random, shared);
+    match random.random_range(0..100) {
+        0..18 if !*touched => {
+            *touched = true;
+            if let Some(attachment) = worker.nth(random.random()).await? {
+                worker.overwrite(&attachment, &content).await?;
+            }
+        }
+        18..40 if !*touched => {
+            *touched = true;
+            if let Some(attachment) = worker.nth(random.random()).await? {
+                worker.unlink(&attachment).await?;
+            }
+        }
+        40..43 => {
+            let _ = worker.attach_in_database(&content).await?;
+        }
+        43..45 => {
+            let _ = worker.attach_url("https://www.example.com/").await?;
+        }
+        45..47 => {
+            let _ = worker.attach_empty().await?;
+        }
+        47..50 => {
+            let places = ["s3://bucket", "azure://container", "code:/"];
+            let place = places.get(random.random_range(0..places.len())).copied().unwrap_or_default();
+            let _ = worker.attach_remote(place, &content).await?;
+        }
+        50..52 => {
+            let _ = worker.attach_named(&content.retro_store_fname(), &content).await?;
+        }
+        52..54 => {
+            let _ = worker.attach_named(&format!("import/{}.pdf", content.sha1()), &content).await?;
+        }
+        54..56 => {
+            worker.fail_disk_after(content.bytes().len() / 3);
+            let _ = worker.attach(&content).await?;
+        }
+        _ => {
+            let _ = worker.attach(&content).await?;
+        }
+    }
+    Ok(())
+}
+
+/// A new content, or one that somebody has had already.
+fn choose(random: &mut StdRng, shared: &Shared) -> Content {
+    let again = random.random_ratio(1, 3);
+    let number = locked(shared, |work| {
+        if again && work.next_content > 0 {
+            return random.random_range(0..work.next_content);
+        }
+        work.next_content += 1;
+        work.next_content - 1
+    });
+    Content::numbered(shared.lock().unwrap_or_else(PoisonError::into_inner).family, number)
+}

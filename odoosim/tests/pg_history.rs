@@ -1,0 +1,123 @@
+//! Random histories of the simulator: that they can be had again, that what they record is true, and that they contain what they are for.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test, and its helpers panic like it")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use async_trait::async_trait;
+use common::{run, runtime};
+use odoosim::truth::{local_names, rows};
+use odoosim::{History, Odoo, Options, Outcome, Participant, Participation, Pause, Rules, Series, Site, Step};
+use pgvault_core::Result;
+use pgvault_core::postgres::Lsn;
+
+/// Looks on, at two moments of each pass.
+struct Onlooker {
+    odoo: Odoo,
+    looks: Vec<(Step, Lsn, Vec<String>)>,
+}
+
+#[async_trait]
+impl Participant for Onlooker {
+    async fn pass(&mut self, pause: &Pause) -> Result<()> {
+        let mut connection = self.odoo.connect().await?;
+        for _ in 0..2 {
+            let step = pause.here("look on").await;
+            let lsn = connection.query_one("select pg_current_wal_flush_lsn()").await?.required(0)?.parse().unwrap();
+            let names = local_names(&rows(&mut connection).await?).into_iter().collect();
+            self.looks.push((step, lsn, names));
+        }
+        Ok(())
+    }
+}
+
+async fn watched(odoo: &Odoo, seed: u64) -> (Outcome, Vec<(Step, Lsn, Vec<String>)>) {
+    let mut onlooker = Onlooker { odoo: odoo.clone(), looks: Vec::new() };
+    let watching = vec![Participation::new("onlooker", 6, &mut onlooker)];
+    let outcome = Box::pin(History::new(seed, Options::default()).run(odoo, watching)).await.unwrap();
+    (outcome, onlooker.looks)
+}
+
+/// What somebody reads in the middle of a history is what the record says of that position, and what is recorded of the disk is there.
+#[test]
+fn what_is_recorded_is_what_was_to_be_seen() {
+    run(async |site: &Site, series| {
+        for seed in 0..6 {
+            let odoo = site.create(&format!("seen{seed}"), series, Rules::default()).await.unwrap();
+            let (outcome, looks) = watched(&odoo, seed).await;
+            assert!(!looks.is_empty() && !outcome.truth.commits().is_empty(), "{series:?} {seed}");
+            for (step, lsn, names) in looks {
+                let recorded: Vec<String> = outcome.truth.referenced_at(lsn).into_iter().collect();
+                assert_eq!(recorded, names, "{series:?} {seed}: step {step} at {lsn}");
+            }
+            let direct = rows(&mut odoo.connect().await.unwrap()).await.unwrap();
+            let last = outcome.truth.states().last().unwrap().1;
+            assert_eq!(last, direct, "{series:?} {seed}");
+            for name in local_names(&direct).iter().chain(&outcome.ledger.names()) {
+                let content = fs::read(odoo.filestore().path(name)).ok().map(|bytes| odoosim::content::sha1_hex(&bytes));
+                let checksum = direct.values().find(|row| row.store_fname.as_ref() == Some(name)).and_then(|row| row.checksum.clone());
+                // Of a name that no row has any more, the name says what is right, when it is of the scheme.
+                let wanted = checksum.or_else(|| name.rsplit('/').next().map(str::to_owned));
+                if !name.starts_with("import/") {
+                    assert_eq!(content == wanted, outcome.ledger.is_on_disk(name), "{series:?} {seed}: {name}");
+                }
+            }
+        }
+    });
+}
+
+/// Passes are in the order of steps, and others go on in the middle of them.
+#[test]
+fn others_go_on_in_the_middle_of_a_pass() {
+    run(async |site: &Site, series| {
+        let odoo = site.create("middle", series, Rules::default()).await.unwrap();
+        let (outcome, looks) = watched(&odoo, 42).await;
+        assert_eq!(outcome.passes.len() * 2, looks.len());
+        assert!(outcome.passes.iter().zip(looks.chunks(2)).all(|(pass, looks)| pass.from <= looks[0].0 && looks[1].0 <= pass.to));
+        assert!(looks.chunks(2).any(|looks| looks[1].0 > looks[0].0 + 1), "nobody did anything in between");
+    });
+}
+
+#[test]
+fn a_seed_is_the_same_history_again() {
+    run(async |site: &Site, series| {
+        let mut logs = Vec::new();
+        for name in ["once", "twice"] {
+            let odoo = site.create(name, series, Rules::default()).await.unwrap();
+            let (outcome, _) = watched(&odoo, 7).await;
+            let names: Vec<_> = outcome.truth.states().map(|(_, rows)| rows).collect();
+            logs.push((outcome.ledger.log(), outcome.tally, names));
+        }
+        assert!(logs[0] == logs[1], "{series:?}: {:?} {:?}", logs[0].1, logs[1].1);
+    });
+}
+
+/// Histories that never get into the situations they are for would prove nothing.
+#[test]
+fn histories_contain_what_they_are_for() {
+    let site = Site::start().unwrap();
+    let mut seen: BTreeMap<(Series, String), u64> = BTreeMap::new();
+    for series in Series::ALL {
+        runtime().block_on(async {
+            let mut odoo = site.create(&format!("all{}", series.major()), series, Rules::default()).await.unwrap();
+            for seed in 0..40 {
+                odoo = odoo.cleared().await.unwrap();
+                let outcome = Box::pin(History::new(seed, Options::default()).run(&odoo, Vec::new())).await.unwrap();
+                let removed = outcome.ledger.names().iter().filter(|name| !outcome.ledger.is_on_disk(name)).count();
+                let more = [("removed", removed), ("dangling", outcome.dangling().len())];
+                for (what, times) in more.into_iter().map(|(what, times)| (what.to_owned(), times as u64)).chain(outcome.tally) {
+                    *seen.entry((series, what)).or_default() += times;
+                }
+            }
+        });
+    }
+    for series in Series::ALL {
+        for what in ["commit", "rollback", "kill", "gc", "removed", "odoo.collision", "odoo.disk", "source.query", "dangling"] {
+            let times = seen.get(&(series, what.to_owned())).copied().unwrap_or_default();
+            assert!(times > 0 || (series, what) == (Series::V20, "odoo.collision"), "{series:?}: no {what}; {seen:?}");
+        }
+    }
+}
