@@ -230,7 +230,8 @@ impl Worker {
     async fn insert(&mut self, values: &str) -> Result<AttachmentId> {
         let _: Step = self.pause.here("insert").await;
         // Drawn before: of several that waited for the same lock, any could be the first to draw its number behind it.
-        let id = self.connection.query_one("select nextval('ir_attachment_id_seq')").await?.required(0)?.parse().unwrap_or_default();
+        let id =
+            self.connection.query_one("select nextval('ir_attachment_id_seq')").await?.required(0)?.parse().unwrap_or_default();
         let now = self.odoo.now().strftime("%Y-%m-%d %H:%M:%S").to_string();
         let sql = format!(
             "insert into ir_attachment (id, name, res_model, res_id, mimetype, create_uid, create_date, write_uid, write_date, \
@@ -287,7 +288,11 @@ impl Worker {
             }
             return Ok(store_fname);
         }
-        let written = if series.replaces_atomically() { self.replace(&store_fname, content).await } else { self.fill(&store_fname, content).await };
+        let written = if series.replaces_atomically() {
+            self.replace(&store_fname, content).await
+        } else {
+            self.fill(&store_fname, content).await
+        };
         match written {
             Err(error) if series.swallows_write_errors() && error.code() == "odoo.disk" => {}
             other => other?,

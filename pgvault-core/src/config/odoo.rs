@@ -107,7 +107,15 @@ mod tests {
         };
         let blackout = config.blackout().unwrap();
         // Berlin is an hour ahead of UTC in winter.
-        for (at, on) in [("07:00", true), ("18:59", true), ("19:00", false), ("22:30", true), ("23:59", true), ("00:00", false), ("06:59", false)] {
+        for (at, on) in [
+            ("07:00", true),
+            ("18:59", true),
+            ("19:00", false),
+            ("22:30", true),
+            ("23:59", true),
+            ("00:00", false),
+            ("06:59", false),
+        ] {
             assert_eq!(blackout.is_on(format!("2026-01-15T{at}:00Z").parse().unwrap()), on, "{at}");
         }
         for bad in ["8-20", "08:00", "25:00-26:00", "08:00-08:00"] {

@@ -9,6 +9,9 @@
 //! - A **checklist** pass reads Odoo's own list of new files. When the garbage collector has run since the last pass, that list was
 //!   emptied in between, and the pass becomes a full one.
 //!
+//! Files whose names are not of Odoo's making (imports, modules) stand on no list. Rows that are new are asked for them; a row that is
+//! changed to such a name is met by the next full pass.
+//!
 //! A file whose content is not what its name says is left for the next pass; after [`TRIES`] of them it is damaged, and an older, good
 //! content stays what the vault has. Nothing is recorded at all of a filestore that looks unmounted.
 
@@ -51,6 +54,9 @@ const SESSION: Duration = Duration::from_secs(12 * 3600);
 
 /// Files that may vanish between two walks without anybody asking whether the volume is there.
 const FEW: u64 = 1000;
+
+/// Ids that a transaction may have taken so much earlier than others that have committed.
+const LATE_IDS: i64 = 10_000;
 
 /// Warnings of one pass.
 const MOST_WARNINGS: usize = 100;
@@ -123,6 +129,8 @@ pub struct Capture {
     /// Marks of the last pass, all of which are in the catalog.
     marks: Vec<String>,
     armed: bool,
+    /// The highest id of an attachment whose name was looked at.
+    highest: i64,
 }
 
 #[derive(Debug)]
@@ -194,6 +202,7 @@ impl Capture {
             seen: None,
             marks: Vec::new(),
             armed: false,
+            highest: 0,
         };
         capture.load().await?;
         Ok(capture)
@@ -343,11 +352,26 @@ impl Capture {
                 _ => wanted.push(name.clone()),
             }
         }
+        wanted.extend(self.odd(work).await?);
         wanted.extend(work.doubtful.keys().filter(|name| !wanted.contains(name)).cloned().collect::<Vec<_>>());
         self.keep(work, back, &[]).await?;
         let left = self.store(work, wanted).await?;
         self.marks = marks.into_iter().filter(|mark| !left.contains(mark)).collect();
         Ok(None)
+    }
+
+    /// Files that nothing marks, because their names are not of Odoo's making, in rows that are new.
+    async fn odd(&mut self, work: &Work) -> Result<Vec<String>> {
+        // Rows with smaller ids may commit later.
+        let (names, highest) = self.odoo.odd_names(self.highest - LATE_IDS).await?;
+        self.highest = highest;
+        let mut unknown = Vec::new();
+        for name in names {
+            if self.catalog.entry(&name).await?.is_none() && matches!(work.tree.root().file(&name), Ok(Some(_))) {
+                unknown.push(name);
+            }
+        }
+        Ok(unknown)
     }
 
     /// Stores the contents of files; those that were not stored.

@@ -202,7 +202,7 @@ impl Catalog {
         };
         let written = write_run(&self.cluster, Merged::with_forgotten(sources), keep, sum, &known).await?;
         drop(self.runs.drain(..taken));
-        let added = Added { objects: written.objects, bytes: written.bytes };
+        let added = Added { bytes: written.bytes };
         if let Some(run) = written.run {
             self.runs.insert(0, Run::new(&self.cluster, run));
         }
@@ -218,6 +218,5 @@ impl Catalog {
 /// What adding entries has stored.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Added {
-    pub(crate) objects: u64,
     pub(crate) bytes: u64,
 }

@@ -62,7 +62,8 @@ impl OdooConf {
 
     /// What libpq would be told.
     pub fn connection(&self) -> String {
-        let keys = [("db_host", "host"), ("db_port", "port"), ("db_user", "user"), ("db_password", "password"), ("db_sslmode", "sslmode")];
+        let keys =
+            [("db_host", "host"), ("db_port", "port"), ("db_user", "user"), ("db_password", "password"), ("db_sslmode", "sslmode")];
         let quoted = |value: &str| value.replace('\\', "\\\\").replace('\'', "\\'");
         let mut words: Vec<String> =
             keys.iter().filter_map(|(ours, libpq)| Some(format!("{libpq}='{}'", quoted(self.get(ours)?)))).collect();
@@ -102,7 +103,11 @@ impl Finder {
     /// # Errors
     /// [`ErrorKind::Usage`] when that cannot be read.
     pub fn connection(&self, of_cluster: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<ConnInfo> {
-        let text = if of_cluster.trim().is_empty() && self.conf.get("db_host").is_some() { self.conf.connection() } else { of_cluster.to_owned() };
+        let text = if of_cluster.trim().is_empty() && self.conf.get("db_host").is_some() {
+            self.conf.connection()
+        } else {
+            of_cluster.to_owned()
+        };
         ConnInfo::parse(&text, env)
     }
 

@@ -38,6 +38,7 @@ impl Capture {
             Ok((armed, if armed { tree.checklist()? } else { Vec::new() }))
         })
         .await?;
+        (_, self.highest) = self.odoo.odd_names(i64::MAX).await?;
         let gone = self.walk(work).await?;
         self.compare(work, gone).await?;
         // What is doubtful is looked at again.

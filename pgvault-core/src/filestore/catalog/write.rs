@@ -19,7 +19,6 @@ use super::Merged;
 pub(crate) struct Written {
     /// None when no entry was kept.
     pub(crate) run: Option<RunRef>,
-    pub(crate) objects: u64,
     pub(crate) bytes: u64,
 }
 
@@ -48,7 +47,7 @@ pub(crate) async fn write_run(
     }
     let (count, used) = encoder.finish();
     if count == 0 {
-        return Ok(Written { run: None, objects: 0, bytes: 0 });
+        return Ok(Written { run: None, bytes: 0 });
     }
     for id in used {
         head.packs.push(*known.get(&id).ok_or_else(|| {
@@ -63,13 +62,12 @@ struct Writer<'a> {
     cluster: &'a Cluster,
     encoder: FrameEncoder,
     open: Option<(ulid::Ulid, SealedWriter)>,
-    objects: u64,
     bytes: u64,
 }
 
 impl<'a> Writer<'a> {
     fn new(cluster: &'a Cluster) -> Result<Self> {
-        Ok(Self { cluster, encoder: FrameEncoder::new(1)?, open: None, objects: 0, bytes: 0 })
+        Ok(Self { cluster, encoder: FrameEncoder::new(1)?, open: None, bytes: 0 })
     }
 
     /// Appends a frame to the open pack; its number.
@@ -100,7 +98,6 @@ impl<'a> Writer<'a> {
         let object = writer.finish(Vec::new());
         let pack = object.as_pack(id.to_bytes(), PackKind::Meta);
         self.cluster.put_once(&object).await?;
-        self.objects += 1;
         self.bytes += pack.size;
         Ok(Some(pack))
     }
@@ -113,6 +110,6 @@ impl<'a> Writer<'a> {
         }
         let stored = self.store().await?;
         let run = stored.zip(first).map(|(pack, head)| RunRef { pack, head, entries });
-        Ok(Written { run, objects: self.objects, bytes: self.bytes })
+        Ok(Written { run, bytes: self.bytes })
     }
 }
