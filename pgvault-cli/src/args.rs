@@ -58,6 +58,9 @@ pub(crate) enum Command {
     Wal(WalCommand),
     /// Restore a cluster to a point in time
     Restore(RestoreArgs),
+    /// Capture the documents of Odoo databases, and get single ones back
+    #[command(subcommand)]
+    Filestore(FilestoreCommand),
     /// Ship backups and WAL to another vault, with keys of its own: only what is new, and without touching PostgreSQL
     Copy(CopyArgs),
     /// Show backups, the recoverable window and gaps
@@ -118,6 +121,64 @@ pub(crate) struct ReadArgs {
     pub(crate) cluster: ClusterArgs,
     #[command(flatten)]
     pub(crate) place: FromArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FilestoreCommand {
+    /// Store what is new in the filestores, and how far documents are safe
+    Sync(SyncArgs),
+    /// Show the filestores that the vault has, and how far each is safe
+    List(ReadArgs),
+    /// Get one document by its name, or a whole filestore without its database
+    Get(FileGetArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SyncArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Only this database; may be given several times
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Vec<String>,
+
+    /// Go on until stopped, with a pass every `odoo.interval`
+    #[arg(long)]
+    pub(crate) watch: bool,
+
+    /// Look at every file and every row, whatever the checklist says
+    #[arg(long)]
+    pub(crate) full: bool,
+
+    /// Record that most files are gone, instead of taking the volume for unmounted
+    #[arg(long)]
+    pub(crate) accept_losses: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct FileGetArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// The database, by its name or `database.uuid`; may be left out when there is only one
+    #[arg(long, value_name = "NAME")]
+    pub(crate) database: Option<String>,
+
+    /// The file, as `ir_attachment.store_fname` has it
+    #[arg(value_name = "STORE_FNAME", required_unless_present = "all", conflicts_with = "all")]
+    pub(crate) name: Option<String>,
+
+    /// All files that were there at this time (RFC 3339, with zone), as far as passes saw them
+    #[arg(long, value_name = "TIME")]
+    pub(crate) all: Option<jiff::Timestamp>,
+
+    /// Where to: a file that does not exist yet (`-` for standard output), or with --all a directory
+    #[arg(long, value_name = "PATH")]
+    pub(crate) out: PathBuf,
+
+    /// With --all: keep what is right in the directory, and remove what does not belong there
+    #[arg(long, requires = "all")]
+    pub(crate) delta: bool,
 }
 
 #[derive(Debug, Args)]

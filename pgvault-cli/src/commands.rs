@@ -7,6 +7,7 @@ pub(crate) mod demo;
 pub(crate) mod doctor;
 pub(crate) mod du;
 pub(crate) mod expire;
+pub(crate) mod filestore;
 pub(crate) mod gc;
 pub(crate) mod hold;
 pub(crate) mod init;

@@ -9,7 +9,7 @@ use pgvault_core::store::Store;
 use pgvault_core::vault::{Cluster, Vault, layout};
 use pgvault_core::{Error, ErrorKind, Result};
 
-use crate::args::{Cli, ClusterArgs, Command, VerifyCommand, WalCommand};
+use crate::args::{Cli, ClusterArgs, Command, FilestoreCommand, VerifyCommand, WalCommand};
 use crate::output::Meter;
 
 /// Places that are looked at when no file is named.
@@ -137,7 +137,7 @@ fn named(place: Place<'_>, error: Error) -> Error {
 /// The copy that a command reads from.
 fn from_of(command: &Command) -> Option<&str> {
     let from = match command {
-        Command::List(args) | Command::Status(args) => &args.place.from,
+        Command::List(args) | Command::Status(args) | Command::Filestore(FilestoreCommand::List(args)) => &args.place.from,
         Command::Verify(args) => match &args.command {
             Some(VerifyCommand::Report(args)) => &args.place.from,
             _ => &args.place.from,
@@ -156,7 +156,7 @@ fn from_of(command: &Command) -> Option<&str> {
 /// Whose limits a command has.
 fn job_of(command: &Command) -> Job {
     match command {
-        Command::Backup(_) => Job::Backup,
+        Command::Backup(_) | Command::Filestore(_) => Job::Backup,
         Command::Wal(_) => Job::Wal,
         Command::Restore(_) | Command::Verify(_) => Job::Restore,
         Command::Check(_) | Command::Scrub(_) => Job::Check,

@@ -77,6 +77,17 @@ pub enum Step {
 /// Called at each step.
 pub type Hook = Arc<dyn Fn(Step) -> BoxFuture<'static, ()> + Send + Sync>;
 
+/// How much a pass looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// The checklist where that is enough, otherwise everything.
+    AsNeeded,
+    /// Everything.
+    Full,
+    /// The checklist, whether or not it is enough: where it is not, what is new is stored and the watermark stays.
+    ChecklistOnly,
+}
+
 /// What is captured, and how.
 #[derive(Clone)]
 pub struct CaptureOptions {
@@ -239,12 +250,12 @@ impl Capture {
         }
     }
 
-    /// Makes a pass: a full one when it has to be, or is asked for.
+    /// Makes a pass.
     ///
     /// # Errors
     /// [`ErrorKind::Source`] when the database or the filestore cannot be read, or looks unmounted; otherwise when the store fails. Nothing
     /// was recorded then but what was stored, for the next pass to go on with.
-    pub async fn pass(&mut self, full: bool) -> Result<Captured> {
+    pub async fn pass(&mut self, depth: Depth) -> Result<Captured> {
         if self.session.is_old(self.cluster.env().now()) {
             self.session = Writing::begin(&self.cluster).await?;
             self.load().await?;
@@ -275,12 +286,14 @@ impl Capture {
             horizon: None,
             warnings: Vec::new(),
         };
-        let why = if full { Some("it was asked for".to_owned()) } else { self.why_full(&work).await };
+        let why = if depth == Depth::Full { Some("it was asked for".to_owned()) } else { self.why_full(&work).await };
+        let why = match why {
+            Some(why) if depth != Depth::ChecklistOnly => Some(why),
+            why => self.checklist(&mut work, depth == Depth::ChecklistOnly).await?.or(why),
+        };
         let kind = match why {
-            None => match self.checklist(&mut work).await? {
-                None => PassKind::Checklist,
-                Some(why) => self.full(&mut work, &why).await?,
-            },
+            None => PassKind::Checklist,
+            Some(_) if depth == Depth::ChecklistOnly => PassKind::Unfinished,
             Some(why) => self.full(&mut work, &why).await?,
         };
         {
@@ -314,8 +327,9 @@ impl Capture {
         self.odoo.database.major().is_some_and(|major| major >= 20)
     }
 
-    /// Looks at the files on the checklist; why that is not enough, when it is not.
-    async fn checklist(&mut self, work: &mut Work) -> Result<Option<String>> {
+    /// Looks at the files on the checklist; why that is not enough, when it is not. It is left at that then, unless it is `only` this
+    /// that may be looked at.
+    async fn checklist(&mut self, work: &mut Work, only: bool) -> Result<Option<String>> {
         let tree = work.tree.clone();
         let grace = self.has_grace();
         // The tripwire is looked at behind the list: the collector may run in between.
@@ -325,16 +339,21 @@ impl Capture {
         })
         .await?;
         self.at(Step::Listed).await;
-        if !armed {
-            return Ok(Some("Odoo's garbage collector has run".into()));
-        }
+        let mut why = (!armed).then(|| "Odoo's garbage collector has run".to_owned());
         if !grace && self.marks.iter().any(|mark| marks.binary_search(mark).is_err()) {
-            return Ok(Some("marks have gone from the checklist".into()));
+            why = why.or_else(|| Some("marks have gone from the checklist".into()));
         }
         if let (false, Some(ran), Some(last)) = (grace, self.odoo.collector_ran().await, &self.last)
             && ran >= last.started_at.as_millisecond()
         {
-            return Ok(Some("Odoo's automatic vacuum has run".into()));
+            why = why.or_else(|| Some("Odoo's automatic vacuum has run".into()));
+        }
+        if why.is_some() {
+            // However this pass ends, one that looks at everything has to follow.
+            self.armed = false;
+            if !only {
+                return Ok(why);
+            }
         }
         let known = &self.marks;
         let fresh: Vec<String> = marks.iter().filter(|mark| known.binary_search(mark).is_err()).cloned().collect();
@@ -357,7 +376,7 @@ impl Capture {
         self.keep(work, back, &[]).await?;
         let left = self.store(work, wanted).await?;
         self.marks = marks.into_iter().filter(|mark| !left.contains(mark)).collect();
-        Ok(None)
+        Ok(why)
     }
 
     /// Files that nothing marks, because their names are not of Odoo's making, in rows that are new.

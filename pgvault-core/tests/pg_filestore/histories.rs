@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use async_trait::async_trait;
 use odoosim::{History, Odoo, Options, Participant, Participation, Pause, Rules, Series, Site};
 use pgvault_core::Result;
-use pgvault_core::filestore::capture::Capture;
+use pgvault_core::filestore::capture::{Capture, Depth};
 use pgvault_core::filestore::pass;
 use pgvault_core::format::file_run::State;
 use pgvault_core::postgres::Lsn;
@@ -31,7 +31,7 @@ impl Participant for Watcher {
             Some(capture) => capture,
             none => none.insert(Capture::open(&self.cluster, self.stops.options(&self.odoo)).await?),
         };
-        match Box::pin(capture.pass(false)).await {
+        match Box::pin(capture.pass(Depth::AsNeeded)).await {
             Ok(_) => {}
             // The writers have not made the directory yet.
             Err(error) if error.code() == "filestore.none" => return Ok(()),

@@ -2,7 +2,7 @@
 
 use odoosim::{Content, Odoo, Rules, Series, Site};
 use pgvault_core::ErrorKind;
-use pgvault_core::filestore::capture::TRIES;
+use pgvault_core::filestore::capture::{Depth, TRIES};
 use pgvault_core::filestore::fetch::{Why, get};
 use pgvault_core::filestore::pass::{PassKind, instances};
 use pgvault_core::format::file_run::State;
@@ -48,7 +48,7 @@ fn what_was_captured_comes_back_as_it_was() {
         attach(&odoo, &contents(0..600)).await;
         attach(&odoo, &[large]).await;
         let mut capture = capture(&cluster, &odoo).await;
-        let first = capture.pass(false).await.unwrap().pass.unwrap();
+        let first = capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
         assert_eq!((first.kind, first.new_files, first.counts.present), (PassKind::Full, 601, 601));
         assert!(first.watermark().is_some());
         let folder = tempfile::tempdir().unwrap();
@@ -80,11 +80,11 @@ fn a_pass_with_nothing_new_is_one_small_object_or_none() {
         let cluster = cluster(&odoo).await;
         attach(&odoo, &contents(0..40)).await;
         let mut capture = capture(&cluster, &odoo).await;
-        assert_eq!(capture.pass(false).await.unwrap().pass.unwrap().kind, PassKind::Full);
+        assert_eq!(capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap().kind, PassKind::Full);
         let before = cluster.store().list("").await.unwrap();
         // Something happens in the database, and no file is written.
         let _ = odoo.ask("create table nothing()").await.unwrap();
-        let idle = capture.pass(false).await.unwrap().pass.unwrap();
+        let idle = capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
         assert_eq!((idle.kind, idle.new_files, idle.stored_bytes), (PassKind::Checklist, 0, 0));
         let after = cluster.store().list("").await.unwrap();
         let new: Vec<_> = after.iter().filter(|object| !before.iter().any(|old| old.name == object.name)).collect();
@@ -92,7 +92,7 @@ fn a_pass_with_nothing_new_is_one_small_object_or_none() {
         assert!(new[0].size < 64 << 10, "{new:?}");
         // New files alone are looked at, and found.
         attach(&odoo, &contents(40..45)).await;
-        let more = capture.pass(false).await.unwrap().pass.unwrap();
+        let more = capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
         assert_eq!((more.kind, more.new_files, more.counts.present), (PassKind::Checklist, 5, 45));
         assert!(more.watermark().unwrap().1.lsn > idle.watermark().unwrap().1.lsn);
     });
@@ -108,7 +108,7 @@ fn a1_what_was_deleted_and_collected_comes_back() {
             let content = Content::new(*b"an invoice");
             attach(&odoo, std::slice::from_ref(&content)).await;
             let mut capture = capture(&cluster, &odoo).await;
-            let _ = capture.pass(false).await.unwrap();
+            let _ = capture.pass(Depth::AsNeeded).await.unwrap();
             let mut worker = odoo.worker().await.unwrap();
             worker.begin().await.unwrap();
             let attachment = worker.nth(9).await.unwrap().unwrap();
@@ -118,8 +118,8 @@ fn a1_what_was_deleted_and_collected_comes_back() {
             odoo.advance(jiff::SignedDuration::from_hours(2));
             let _ = odoo.collect().await.unwrap();
             assert!(!odoo.ledger().is_on_disk(&content.store_fname()), "{series:?}");
-            let _ = capture.pass(false).await.unwrap();
-            let full = capture.pass(true).await.unwrap().pass.unwrap();
+            let _ = capture.pass(Depth::AsNeeded).await.unwrap();
+            let full = capture.pass(Depth::Full).await.unwrap().pass.unwrap();
             assert_eq!((full.counts.present, full.counts.gone), (9, 1), "{series:?}");
             let mut bytes = Vec::new();
             let mut known = known(&cluster).await;
@@ -139,17 +139,17 @@ fn the_pass_after_the_collector_looks_at_everything() {
             let cluster = cluster(&odoo).await;
             attach(&odoo, &contents(0..3)).await;
             let mut capture = capture(&cluster, &odoo).await;
-            let _ = capture.pass(false).await.unwrap();
+            let _ = capture.pass(Depth::AsNeeded).await.unwrap();
             // New, and off the checklist before it was seen there.
             attach(&odoo, &contents(3..6)).await;
             let _ = odoo.collect().await.unwrap();
             assert_eq!(odoo.filestore().marks().unwrap().len(), 0);
-            let pass = capture.pass(false).await.unwrap().pass.unwrap();
+            let pass = capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
             assert_eq!((pass.kind, pass.new_files, pass.counts.present), (PassKind::Full, 3, 6), "{series:?}");
             // A program that begins knows nothing of the collector, and looks at everything.
             drop(capture);
             let mut other = crate::place::capture(&cluster, &odoo).await;
-            let pass = other.pass(false).await.unwrap().pass.unwrap();
+            let pass = other.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
             assert_eq!((pass.kind, pass.new_files), (PassKind::Full, 0), "{series:?}");
         });
     }
@@ -164,21 +164,21 @@ fn a3_a_truncated_file_is_source_damage_and_the_good_content_stays() {
         attach(&odoo, &contents(0..3)).await;
         attach(&odoo, std::slice::from_ref(&known_good)).await;
         let mut capture = capture(&cluster, &odoo).await;
-        let _ = capture.pass(false).await.unwrap();
+        let _ = capture.pass(Depth::AsNeeded).await.unwrap();
         attach(&odoo, std::slice::from_ref(&never_good)).await;
         for name in [known_good.store_fname(), never_good.store_fname()] {
             odoo.filestore().damage(&name, odoosim::Damage::Truncate).unwrap();
         }
         let mut warnings = Vec::new();
         for n in 1..=TRIES {
-            let captured = capture.pass(true).await.unwrap();
+            let captured = capture.pass(Depth::Full).await.unwrap();
             warnings.extend(captured.warnings);
             let counts = captured.pass.unwrap().counts;
             assert_eq!((counts.lost, counts.present), (1, 3), "pass {n}");
         }
         assert!(warnings.iter().any(|warning| warning.contains(&known_good.store_fname())), "{warnings:?}");
         assert!(warnings.iter().any(|warning| warning.contains(&never_good.store_fname())), "{warnings:?}");
-        let counts = capture.pass(true).await.unwrap().pass.unwrap().counts;
+        let counts = capture.pass(Depth::Full).await.unwrap().pass.unwrap().counts;
         assert_eq!((counts.lost, counts.damaged, counts.present), (1, 1, 3));
         let mut catalog = known(&cluster).await.catalog;
         let mut bytes = Vec::new();
@@ -203,21 +203,21 @@ fn a9_an_unmounted_filestore_is_never_recorded_as_no_files() {
         let aside = odoo.data_dir().join("aside");
         // From the beginning: rows refer to files, and there are none.
         std::fs::rename(&folder, &aside).unwrap();
-        let missing = capture(&cluster, &odoo).await.pass(false).await.unwrap_err();
+        let missing = capture(&cluster, &odoo).await.pass(Depth::AsNeeded).await.unwrap_err();
         assert_eq!((missing.kind(), missing.code()), (ErrorKind::Source, "filestore.none"));
         std::fs::create_dir(&folder).unwrap();
-        let empty = capture(&cluster, &odoo).await.pass(false).await.unwrap_err();
+        let empty = capture(&cluster, &odoo).await.pass(Depth::AsNeeded).await.unwrap_err();
         assert_eq!((empty.kind(), empty.code()), (ErrorKind::Source, "filestore.empty"));
         assert_eq!(instances(&cluster).await.unwrap().len(), 0);
         std::fs::remove_dir(&folder).unwrap();
         std::fs::rename(&aside, &folder).unwrap();
         let mut capture = capture(&cluster, &odoo).await;
-        let good = capture.pass(false).await.unwrap().pass.unwrap();
+        let good = capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
         // Later: what was known is gone.
         std::fs::rename(&folder, &aside).unwrap();
         std::fs::create_dir(&folder).unwrap();
-        for full in [false, true] {
-            let error = capture.pass(full).await.unwrap_err();
+        for depth in [Depth::AsNeeded, Depth::Full] {
+            let error = capture.pass(depth).await.unwrap_err();
             assert_eq!((error.kind(), error.code()), (ErrorKind::Source, "filestore.vanished"), "{error:?}");
         }
         let after = known(&cluster).await;
@@ -236,10 +236,10 @@ fn a10_rows_that_dangle_are_counted_and_a_new_loss_is_told() {
             odoo.filestore().damage(&content.store_fname(), odoosim::Damage::Remove).unwrap();
         }
         let mut capture = capture(&cluster, &odoo).await;
-        let pass = capture.pass(false).await.unwrap().pass.unwrap();
+        let pass = capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
         assert_eq!((pass.counts.present, pass.counts.missing, pass.counts.lost), (198, 2, 0));
         odoo.filestore().damage(&all[7].store_fname(), odoosim::Damage::Remove).unwrap();
-        let captured = capture.pass(true).await.unwrap();
+        let captured = capture.pass(Depth::Full).await.unwrap();
         let counts = captured.pass.unwrap().counts;
         assert_eq!((counts.present, counts.missing, counts.lost), (197, 2, 1));
         assert!(captured.warnings.iter().any(|warning| warning.contains(&all[7].store_fname())), "{:?}", captured.warnings);
@@ -250,7 +250,7 @@ fn a10_rows_that_dangle_are_counted_and_a_new_loss_is_told() {
         assert_eq!(files(&folder.path().join("f")).get(&all[7].store_fname()).map(Vec::as_slice), Some(all[7].bytes()));
         // When no row refers to them any more, they are forgotten.
         unlink_all(&odoo).await;
-        let counts = capture.pass(true).await.unwrap().pass.unwrap().counts;
+        let counts = capture.pass(Depth::Full).await.unwrap().pass.unwrap().counts;
         assert_eq!((counts.missing, counts.lost), (0, 0));
     });
 }
