@@ -11,7 +11,8 @@ use pgvault_core::Result;
 fn main() -> Result<()> {
     let number = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(100);
     let site = Site::start()?;
-    let runtime = tokio::runtime::Runtime::new().map_err(|error| pgvault_core::Error::io("start", "the runtime".as_ref(), error))?;
+    let runtime =
+        tokio::runtime::Runtime::new().map_err(|error| pgvault_core::Error::io("start", "the runtime".as_ref(), error))?;
     for series in Series::ALL {
         runtime.block_on(Box::pin(several(&site, series, number)))?;
     }
@@ -37,7 +38,9 @@ async fn several(site: &Site, series: Series, number: u64) -> Result<()> {
     let seconds = began.elapsed().as_secs_f64();
     #[expect(clippy::cast_precision_loss, reason = "printed with one digit")]
     let (per_second, steps) = (number as f64 / seconds, steps as f64 / number as f64);
-    println!("{series:?}: {per_second:.1} histories/s of {steps:.0} steps; database {created:?}; {dangling} of {number} with dangling rows in the end");
+    println!(
+        "{series:?}: {per_second:.1} histories/s of {steps:.0} steps; database {created:?}; {dangling} of {number} with dangling rows in the end"
+    );
     println!("  {tally:?}");
     Ok(())
 }

@@ -24,7 +24,8 @@ impl Content {
     /// Content number `number` of a family: most have up to 3 KiB, one in forty up to 100 KiB, none is empty.
     pub fn numbered(family: u64, number: u64) -> Self {
         let mut random = StdRng::seed_from_u64(family.rotate_left(32) ^ number);
-        let size = if random.random_ratio(1, 40) { random.random_range(8 << 10..=100 << 10) } else { random.random_range(1..=3 << 10) };
+        let size =
+            if random.random_ratio(1, 40) { random.random_range(8 << 10..=100 << 10) } else { random.random_range(1..=3 << 10) };
         // Begins with its number, so that no two are the same.
         let mut bytes = vec![0; size + 16];
         random.fill_bytes(&mut bytes);

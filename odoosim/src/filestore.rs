@@ -148,7 +148,8 @@ impl Filestore {
     /// # Errors
     /// When that is not possible.
     pub fn publish(&self, written: &Path, store_fname: &str) -> Result<()> {
-        fs::set_permissions(written, Permissions::from_mode(0o444)).map_err(|error| Error::io("set the permissions of", written, error))?;
+        fs::set_permissions(written, Permissions::from_mode(0o444))
+            .map_err(|error| Error::io("set the permissions of", written, error))?;
         let path = self.path(store_fname);
         fs::rename(written, &path).map_err(|error| Error::io("rename to", &path, error))?;
         self.observe(store_fname)

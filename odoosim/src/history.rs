@@ -176,8 +176,7 @@ impl History {
         let recording = Recording::start(odoo).await?;
         let mut random = StdRng::seed_from_u64(self.seed);
         let left = random.random_range(self.options.operations.clone());
-        let shared: Shared =
-            Arc::new(Mutex::new(Work { family: self.seed, left, next_content: 0, tally: BTreeMap::new() }));
+        let shared: Shared = Arc::new(Mutex::new(Work { family: self.seed, left, next_content: 0, tally: BTreeMap::new() }));
         let roles = (0..self.options.workers).map(|_| Role::Worker).chain([Role::Gc]);
         let roles = roles.chain(participants.into_iter().map(|participant| Role::Watcher(Some(participant))));
         let places = roles.map(|role| Place { role, actor: None, began: 0 }).collect();
@@ -204,11 +203,16 @@ impl<'a> Run<'_, 'a> {
         loop {
             self.release().await?;
             let ending = locked(&self.shared, |work| work.left == 0);
+            // Watchers begin as long as there is something to watch: one of them may hold what the others wait for.
+            let watched = |place: &Place<'_>| place.actor.is_some() && !matches!(place.role, Role::Watcher(_));
+            let over = ending && !self.places.iter().any(watched);
             let is_ready = |place: &Place<'_>| match (&place.actor, &place.role) {
                 (Some(actor), _) => !actor.is_blocked(),
+                (None, Role::Watcher(_)) => !over,
                 (None, _) => !ending,
             };
-            let ready: Vec<usize> = self.places.iter().enumerate().filter(|(_, place)| is_ready(place)).map(|(index, _)| index).collect();
+            let ready: Vec<usize> =
+                self.places.iter().enumerate().filter(|(_, place)| is_ready(place)).map(|(index, _)| index).collect();
             if ready.is_empty() {
                 if self.places.iter().all(|place| place.actor.is_none()) {
                     return Ok(());
@@ -274,7 +278,9 @@ impl<'a> Run<'_, 'a> {
             Role::Worker => Actor::new(&format!("worker {index}"), ledger, monitor, |pause| async move {
                 Ended::Worker(Box::pin(work(&odoo, &pause, &shared, seed)).await)
             }),
-            Role::Gc => Actor::new("gc", ledger, monitor, |pause| async move { Ended::Gc(Box::pin(gc::collect(&odoo, &pause)).await) }),
+            Role::Gc => {
+                Actor::new("gc", ledger, monitor, |pause| async move { Ended::Gc(Box::pin(gc::collect(&odoo, &pause)).await) })
+            }
             Role::Watcher(participation) => {
                 let Some(mut participation) = participation.take() else { return };
                 let name = participation.name.clone();

@@ -32,7 +32,12 @@ pub struct Rules {
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { lock_timeout: Duration::from_secs(10), grace: SignedDuration::from_secs(1800), gc_chunk: 1000, marks_existing: false }
+        Self {
+            lock_timeout: Duration::from_secs(10),
+            grace: SignedDuration::from_secs(1800),
+            gc_chunk: 1000,
+            marks_existing: false,
+        }
     }
 }
 

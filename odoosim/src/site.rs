@@ -77,7 +77,13 @@ impl Site {
 
     /// A site on a server that runs, with this data directory. `conninfo` is in libpq's keywords.
     pub fn on(conninfo: &str, data_dir: &Path) -> Self {
-        Self { conninfo: conninfo.to_owned(), data_dir: data_dir.to_path_buf(), templates: Mutex::default(), server: None, folder: None }
+        Self {
+            conninfo: conninfo.to_owned(),
+            data_dir: data_dir.to_path_buf(),
+            templates: Mutex::default(),
+            server: None,
+            folder: None,
+        }
     }
 
     /// The server that was started with the site.
@@ -138,7 +144,9 @@ impl Site {
         // The identity of a database is its own, not its template's.
         let mut connection = Connection::connect(&connection_to(&self.conninfo, name)?, Mode::Sql).await?;
         let _ = connection
-            .simple_query("update ir_config_parameter set value = gen_random_uuid()::text where key in ('database.uuid', 'database.secret')")
+            .simple_query(
+                "update ir_config_parameter set value = gen_random_uuid()::text where key in ('database.uuid', 'database.secret')",
+            )
             .await?;
         connection.close().await;
         Odoo::open(&self.conninfo, name, &self.data_dir, series, rules).await

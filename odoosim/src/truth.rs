@@ -175,8 +175,9 @@ impl Recording {
     /// When PostgreSQL fails, or says something that cannot be understood.
     pub async fn finish(self) -> Result<Truth> {
         let slot = quote_literal(&self.slot);
-        let changes =
-            format!("select lsn, xid, data from pg_logical_slot_get_changes({slot}, null, null, 'include-xids', '1', 'skip-empty-xacts', '1')");
+        let changes = format!(
+            "select lsn, xid, data from pg_logical_slot_get_changes({slot}, null, null, 'include-xids', '1', 'skip-empty-xacts', '1')"
+        );
         let sets = self.odoo.monitor().query(&changes).await?;
         let mut commits = Vec::new();
         let mut changes = Vec::new();

@@ -58,7 +58,8 @@ fn what_is_recorded_is_what_was_to_be_seen() {
             assert_eq!(last, direct, "{series:?} {seed}");
             for name in local_names(&direct).iter().chain(&outcome.ledger.names()) {
                 let content = fs::read(odoo.filestore().path(name)).ok().map(|bytes| odoosim::content::sha1_hex(&bytes));
-                let checksum = direct.values().find(|row| row.store_fname.as_ref() == Some(name)).and_then(|row| row.checksum.clone());
+                let checksum =
+                    direct.values().find(|row| row.store_fname.as_ref() == Some(name)).and_then(|row| row.checksum.clone());
                 // Of a name that no row has any more, the name says what is right, when it is of the scheme.
                 let wanted = checksum.or_else(|| name.rsplit('/').next().map(str::to_owned));
                 if !name.starts_with("import/") {

@@ -53,16 +53,56 @@ fn file_mark_and_row_come_in_the_order_of_the_series() {
         steps.drain(..2);
         let expected: &[&str] = match series {
             Series::V14 | Series::V18 => &[
-                "look", "create the file", "write", "write the rest", "mark", "insert", //
-                "look", "create the file", "write", "write the rest", "mark", "mark", "update", "commit",
+                "look",
+                "create the file",
+                "write",
+                "write the rest",
+                "mark",
+                "insert", //
+                "look",
+                "create the file",
+                "write",
+                "write the rest",
+                "mark",
+                "mark",
+                "update",
+                "commit",
             ],
             Series::V19 => &[
-                "look", "insert", "look", "create the file", "write", "write the rest", "mark", //
-                "look", "update", "mark", "look", "create the file", "write", "write the rest", "mark", "commit",
+                "look",
+                "insert",
+                "look",
+                "create the file",
+                "write",
+                "write the rest",
+                "mark", //
+                "look",
+                "update",
+                "mark",
+                "look",
+                "create the file",
+                "write",
+                "write the rest",
+                "mark",
+                "commit",
             ],
             Series::V20 => &[
-                "insert", "look", "mark", "create the file", "write", "write the rest", "rename", //
-                "update", "mark", "look", "mark", "create the file", "write", "write the rest", "rename", "commit",
+                "insert",
+                "look",
+                "mark",
+                "create the file",
+                "write",
+                "write the rest",
+                "rename", //
+                "update",
+                "mark",
+                "look",
+                "mark",
+                "create the file",
+                "write",
+                "write the rest",
+                "rename",
+                "commit",
             ],
         };
         assert_eq!(steps, expected, "{series:?}");
@@ -280,7 +320,8 @@ fn a_killed_worker_leaves_a_file_and_no_row() {
         let odoo = site.create("killed", series, Rules::default()).await.unwrap();
         let content = Content::new(*b"its writer did not live to see the commit");
         for (stop, whole) in [("write the rest", false), ("commit", true)] {
-            let mut writer = Actor::new("writer", odoo.ledger(), odoo.monitor(), |pause| attach(odoo.clone(), pause, content.clone()));
+            let mut writer =
+                Actor::new("writer", odoo.ledger(), odoo.monitor(), |pause| attach(odoo.clone(), pause, content.clone()));
             writer.advance_to(stop).await.unwrap();
             writer.kill().await.unwrap();
             assert_eq!(odoo.ask("select count(*) from ir_attachment").await.unwrap().unwrap(), "0");
@@ -364,8 +405,12 @@ fn other_kinds_of_attachments_have_no_file() {
         }
         worker.commit().await.unwrap();
         assert!(!odoo.filestore().root().exists());
-        let kinds = column(&odoo, "select coalesce(split_part(store_fname, ':', 1), case when db_datas is null then type else 'db' end) \
-             from ir_attachment order by 1").await;
+        let kinds = column(
+            &odoo,
+            "select coalesce(split_part(store_fname, ':', 1), case when db_datas is null then type else 'db' end) \
+             from ir_attachment order by 1",
+        )
+        .await;
         assert_eq!(kinds, ["azure", "binary", "code", "db", "s3", "url"]);
         let bytes = odoo.ask("select convert_from(db_datas, 'UTF8') from ir_attachment where db_datas is not null").await.unwrap();
         assert_eq!(bytes.unwrap(), "elsewhere");

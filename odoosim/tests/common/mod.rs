@@ -13,7 +13,8 @@ pub(crate) fn run(test: impl AsyncFn(&Site, Series)) {
     let site = Site::start().unwrap();
     for series in Series::ALL {
         runtime().block_on(async { Box::pin(test(&site, series)).await });
-        let databases = "select datname from pg_database where not datistemplate and datname <> 'postgres' and datname not like 'odoosim%'";
+        let databases =
+            "select datname from pg_database where not datistemplate and datname <> 'postgres' and datname not like 'odoosim%'";
         for name in site.server().unwrap().psql(databases).unwrap().lines() {
             site.server().unwrap().psql(&format!("drop database \"{name}\" with (force)")).unwrap();
         }
