@@ -13,7 +13,7 @@ use std::path::PathBuf;
 use async_trait::async_trait;
 use odoosim::content::sha1_hex;
 use odoosim::filestore::{GC_SUFFIX, WRITE_SUFFIX};
-use odoosim::{History, Odoo, Options, Participant, Participation, Pause, Rules, Series, Site};
+use odoosim::{History, Missing, Odoo, Options, Participant, Participation, Pause, Rules, Series, Site};
 use pgvault_core::postgres::{Connection, Lsn};
 use pgvault_core::{Error, Result};
 use walkdir::WalkDir;
@@ -149,12 +149,12 @@ async fn loses(odoo: &Odoo, seed: u64, kind: Kind, every: u32) -> Result<bool> {
     let Some(watermark) = passes.watermark else { return Ok(false) };
     passes.connection.close().await;
     let copied = copied.into_inner().names;
-    let is_lost = |name: &String| {
-        let of_scheme =
-            name.split_once('/').is_some_and(|(folder, sha1)| folder.len() == 2 && sha1.len() == 40 && sha1.starts_with(folder));
-        of_scheme && !copied.contains(name) && !outcome.ledger.intervals(name).is_empty()
+    let is_lost = |missing: &Missing| {
+        let name = missing.store_fname.split_once('/');
+        let of_scheme = name.is_some_and(|(folder, sha1)| folder.len() == 2 && sha1.len() == 40 && sha1.starts_with(folder));
+        of_scheme && !missing.whole.is_empty()
     };
-    Ok(outcome.truth.referenced_until(watermark).iter().any(is_lost))
+    Ok(outcome.missing(watermark, |name| copied.contains(name)).iter().any(is_lost))
 }
 
 fn main() -> Result<()> {
@@ -163,7 +163,6 @@ fn main() -> Result<()> {
     let site = Site::start()?;
     println!("histories of {number} with a loss at or below the watermark, passes every 3 and every 9 turns");
     for series in Series::ALL {
-        let mut line = format!("{series:?}:");
         for kind in [Kind::Full, Kind::Checklist, Kind::Tripwire, Kind::Guarded] {
             if kind == Kind::Guarded && !series.locks_for_gc() {
                 continue;
@@ -172,9 +171,8 @@ fn main() -> Result<()> {
             for every in [3, 9] {
                 losses.push(runtime.block_on(Box::pin(cell(&site, series, kind, every, number)))?);
             }
-            line += &format!("  {kind:?} {losses:?}");
+            println!("{series:?} {kind:?}: {losses:?}");
         }
-        println!("{line}");
     }
     Ok(())
 }

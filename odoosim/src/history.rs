@@ -3,8 +3,38 @@
 //! The same seed chooses the same participants in the same order, and they draw from their own seeds what they do, so that a history can be
 //! had again. That holds as long as the watchers are as predictable; and a lock that is waited for until the garbage collection gives up
 //! takes real time.
+//!
+//! ```no_run
+//! # use odoosim::*;
+//! # use pgvault_core::Result;
+//! # use pgvault_core::postgres::Lsn;
+//! struct Backup {
+//!     watermark: Lsn,
+//! }
+//!
+//! #[async_trait::async_trait]
+//! impl Participant for Backup {
+//!     async fn pass(&mut self, pause: &Pause) -> Result<()> {
+//!         pause.here("list").await; // others go on here
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # async fn example(site: Site) -> Result<()> {
+//! let mut odoo = site.create("shop", Series::V19, Rules::default()).await?;
+//! for seed in 0..2000 {
+//!     odoo = odoo.cleared().await?;
+//!     let mut backup = Backup { watermark: Lsn::INVALID };
+//!     let participants = vec![Participation::new("backup", 9, &mut backup).killed_every(40)];
+//!     let outcome = History::new(seed, Options::default()).run(&odoo, participants).await?;
+//!     let missing = outcome.missing(backup.watermark, |name| false);
+//!     assert!(missing.iter().all(|missing| missing.whole.is_empty()), "seed {seed}: {missing:?}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,12 +43,13 @@ use std::time::Duration;
 use async_trait::async_trait;
 use jiff::SignedDuration;
 use pgvault_core::Result;
+use pgvault_core::postgres::Lsn;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
 use crate::content::Content;
 use crate::gc::{self, Collection};
-use crate::ledger::{Ledger, Step};
+use crate::ledger::{Interval, Ledger, Step};
 use crate::odoo::Odoo;
 use crate::pause::{Actor, Pause, Progress};
 use crate::truth::{Recording, Truth, local_names};
@@ -33,6 +64,9 @@ pub trait Participant: Send {
     /// # Errors
     /// Ends the history.
     async fn pass(&mut self, pause: &Pause) -> Result<()>;
+
+    /// Its pass was killed: what is only in memory is to be forgotten, as by a process that starts again.
+    fn killed(&mut self) {}
 }
 
 #[async_trait]
@@ -40,13 +74,19 @@ impl<P: Participant + ?Sized> Participant for &mut P {
     async fn pass(&mut self, pause: &Pause) -> Result<()> {
         (**self).pass(pause).await
     }
+
+    fn killed(&mut self) {
+        (**self).killed();
+    }
 }
 
-/// A participant and how often it begins.
+/// A participant, and how often it begins and is killed.
 pub struct Participation<'a> {
     name: String,
     every: u32,
-    participant: Box<dyn Participant + 'a>,
+    kill_every: u32,
+    /// Shared with the pass that it is in, so that it survives when that is killed.
+    participant: Arc<tokio::sync::Mutex<Box<dyn Participant + 'a>>>,
 }
 
 impl fmt::Debug for Participation<'_> {
@@ -58,7 +98,21 @@ impl fmt::Debug for Participation<'_> {
 impl<'a> Participation<'a> {
     /// `participant` begins a pass in one of `every` of its turns on average, 1 being always, when it is not in one.
     pub fn new(name: &str, every: u32, participant: impl Participant + 'a) -> Self {
-        Self { name: name.to_owned(), every: every.max(1), participant: Box::new(participant) }
+        let participant: Box<dyn Participant + 'a> = Box::new(participant);
+        Self {
+            name: name.to_owned(),
+            every: every.max(1),
+            kill_every: 0,
+            participant: Arc::new(tokio::sync::Mutex::new(participant)),
+        }
+    }
+
+    /// Kills it in one of so many of its turns in the middle of a pass; never if 0. Its future is dropped where it stands, then
+    /// [`Participant::killed`] is called. Nobody waits until the server has noticed that its connections are gone.
+    #[must_use]
+    pub fn killed_every(mut self, turns: u32) -> Self {
+        self.kill_every = turns;
+        self
     }
 }
 
@@ -105,11 +159,37 @@ pub struct Outcome {
     pub ledger: Ledger,
     /// Which passes there were, in the order of their ends.
     pub passes: Vec<Pass>,
-    /// How often what happened: `commit`, `rollback`, `kill`, `gc`, `gc gave up`, `gc conflict`, and codes of errors.
+    /// How often what happened: `commit`, `rollback`, `kill`, `pass killed`, `gc`, `gc gave up`, `gc conflict`, and codes of errors.
     pub tally: BTreeMap<String, u64>,
 }
 
+/// A file that somebody would miss.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// The name that a row has.
+    pub store_fname: String,
+    /// The first position at which one has it.
+    pub at: Lsn,
+    /// When the file was whole on the source. Empty: never, and nobody could have copied it.
+    pub whole: Vec<Interval>,
+}
+
 impl Outcome {
+    /// The files that rows refer to at any position up to `watermark`, and that `has` has not.
+    pub fn missing(&self, watermark: Lsn, has: impl Fn(&str) -> bool) -> Vec<Missing> {
+        let mut seen = BTreeSet::new();
+        let mut missing = Vec::new();
+        for (at, rows) in self.truth.states().take_while(|(at, _)| *at <= watermark) {
+            for store_fname in local_names(&rows) {
+                if seen.insert(store_fname.clone()) && !has(&store_fname) {
+                    let whole = self.ledger.intervals(&store_fname);
+                    missing.push(Missing { store_fname, at, whole });
+                }
+            }
+        }
+        missing
+    }
+
     /// Names that rows refer to in the end, and whose files are not there or not right.
     pub fn dangling(&self) -> Vec<String> {
         let Some((_, rows)) = self.truth.states().last() else { return Vec::new() };
@@ -143,22 +223,21 @@ fn count(shared: &Shared, what: &str) {
 }
 
 /// With what an actor ends.
-enum Ended<'a> {
+enum Ended {
     Worker(Result<()>),
     Gc(Result<Collection>),
-    Pass(Participation<'a>, Result<()>),
+    Pass(Result<()>),
 }
 
 enum Role<'a> {
     Worker,
     Gc,
-    /// Empty while a pass has it.
-    Watcher(Option<Participation<'a>>),
+    Watcher(Participation<'a>),
 }
 
 struct Place<'a> {
     role: Role<'a>,
-    actor: Option<Actor<'a, Ended<'a>>>,
+    actor: Option<Actor<'a, Ended>>,
     began: Step,
 }
 
@@ -178,10 +257,10 @@ impl History {
         let left = random.random_range(self.options.operations.clone());
         let shared: Shared = Arc::new(Mutex::new(Work { family: self.seed, left, next_content: 0, tally: BTreeMap::new() }));
         let roles = (0..self.options.workers).map(|_| Role::Worker).chain([Role::Gc]);
-        let roles = roles.chain(participants.into_iter().map(|participant| Role::Watcher(Some(participant))));
+        let roles = roles.chain(participants.into_iter().map(Role::Watcher));
         let places = roles.map(|role| Place { role, actor: None, began: 0 }).collect();
         let mut run = Run { history: self, odoo, shared, random, places, passes: Vec::new(), incarnations: 0 };
-        Box::pin(run.to_the_end()).await?;
+        Box::pin(run.until_the_end()).await?;
         let truth = recording.finish().await?;
         let tally = locked(&run.shared, |work| work.tally.clone());
         Ok(Outcome { seed: self.seed, truth, ledger: odoo.ledger().clone(), passes: run.passes, tally })
@@ -198,8 +277,8 @@ struct Run<'h, 'a> {
     incarnations: u64,
 }
 
-impl<'a> Run<'_, 'a> {
-    async fn to_the_end(&mut self) -> Result<()> {
+impl Run<'_, '_> {
+    async fn until_the_end(&mut self) -> Result<()> {
         loop {
             self.release().await?;
             let ending = locked(&self.shared, |work| work.left == 0);
@@ -244,27 +323,38 @@ impl<'a> Run<'_, 'a> {
             let every = match &place.role {
                 Role::Worker => 1,
                 Role::Gc => options.gc_every,
-                Role::Watcher(Some(participation)) => participation.every,
-                Role::Watcher(None) => 0,
+                Role::Watcher(participation) => participation.every,
             };
             if every == 0 || !self.random.random_ratio(1, every) {
                 return Ok(());
             }
             self.start(index);
-        } else if !ending
-            && !matches!(place.role, Role::Watcher(_))
-            && options.kill_every > 0
-            && self.random.random_ratio(1, options.kill_every)
-        {
-            if let Some(mut actor) = place.actor.take() {
-                actor.kill().await?;
+        } else if !ending {
+            let every = match &place.role {
+                Role::Worker | Role::Gc => options.kill_every,
+                Role::Watcher(participation) => participation.kill_every,
+            };
+            if every > 0 && self.random.random_ratio(1, every) {
+                return self.kill(index).await;
             }
-            count(&self.shared, "kill");
-            return Ok(());
         }
         let passed = self.random.random_range(0..=options.step_time.as_millis().max(0));
         self.odoo.advance(SignedDuration::from_millis(i64::try_from(passed).unwrap_or_default()));
         self.advance(index).await
+    }
+
+    async fn kill(&mut self, index: usize) -> Result<()> {
+        let Some(place) = self.places.get_mut(index) else { return Ok(()) };
+        if let Some(mut actor) = place.actor.take() {
+            actor.kill().await?;
+        }
+        if let Role::Watcher(participation) = &place.role {
+            participation.participant.lock().await.killed();
+            count(&self.shared, "pass killed");
+        } else {
+            count(&self.shared, "kill");
+        }
+        Ok(())
     }
 
     fn start(&mut self, index: usize) {
@@ -274,7 +364,7 @@ impl<'a> Run<'_, 'a> {
         let seed = self.history.seed ^ self.incarnations.rotate_right(20);
         let Some(place) = self.places.get_mut(index) else { return };
         place.began = ledger.now() + 1;
-        place.actor = Some(match &mut place.role {
+        place.actor = Some(match &place.role {
             Role::Worker => Actor::new(&format!("worker {index}"), ledger, monitor, |pause| async move {
                 Ended::Worker(Box::pin(work(&odoo, &pause, &shared, seed)).await)
             }),
@@ -282,11 +372,9 @@ impl<'a> Run<'_, 'a> {
                 Actor::new("gc", ledger, monitor, |pause| async move { Ended::Gc(Box::pin(gc::collect(&odoo, &pause)).await) })
             }
             Role::Watcher(participation) => {
-                let Some(mut participation) = participation.take() else { return };
-                let name = participation.name.clone();
-                Actor::new(&name, ledger, monitor, |pause| async move {
-                    let result = participation.participant.pass(&pause).await;
-                    Ended::Pass(participation, result)
+                let participant = Arc::clone(&participation.participant);
+                Actor::new(&participation.name, ledger, monitor, |pause| async move {
+                    Ended::Pass(participant.lock().await.pass(&pause).await)
                 })
             }
         });
@@ -307,11 +395,12 @@ impl<'a> Run<'_, 'a> {
                     Collection::Conflict => "gc conflict",
                 },
             ),
-            Ended::Pass(participation, result) => {
-                let who = participation.name.clone();
-                place.role = Role::Watcher(Some(participation));
+            Ended::Pass(result) => {
                 result?;
-                self.passes.push(Pass { who, from: place.began, to: self.odoo.ledger().now() });
+                if let Role::Watcher(participation) = &place.role {
+                    let pass = Pass { who: participation.name.clone(), from: place.began, to: self.odoo.ledger().now() };
+                    self.passes.push(pass);
+                }
             }
         }
         Ok(())
