@@ -287,10 +287,10 @@ impl Worker {
             return Ok(content.retro_store_fname());
         }
         let store_fname = content.store_fname();
+        if odoo.rules().marks_existing {
+            self.mark(&store_fname).await?;
+        }
         if self.look(&store_fname, content).await? {
-            if odoo.rules().marks_existing {
-                self.mark(&store_fname).await?;
-            }
             return Ok(store_fname);
         }
         let written = if series.replaces_atomically() {

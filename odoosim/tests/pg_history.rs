@@ -85,14 +85,17 @@ fn others_go_on_in_the_middle_of_a_pass() {
 #[test]
 fn a_seed_is_the_same_history_again() {
     run(async |site: &Site, series| {
-        let mut logs = Vec::new();
-        for name in ["once", "twice"] {
-            let odoo = site.create(name, series, Rules::default()).await.unwrap();
-            let (outcome, _) = watched(&odoo, 7).await;
-            let names: Vec<_> = outcome.truth.states().map(|(_, rows)| rows).collect();
-            logs.push((outcome.ledger.log(), outcome.tally, names));
+        let mut odoo = site.create("again", series, Rules::default()).await.unwrap();
+        for seed in [2, 7, 11] {
+            let mut logs = Vec::new();
+            for _ in 0..2 {
+                odoo = odoo.cleared().await.unwrap();
+                let (outcome, _) = watched(&odoo, seed).await;
+                let states: Vec<_> = outcome.truth.states().map(|(_, rows)| rows).collect();
+                logs.push((outcome.ledger.log(), outcome.tally, states));
+            }
+            assert!(logs[0] == logs[1], "{series:?} {seed}: {:?} {:?}", logs[0].1, logs[1].1);
         }
-        assert!(logs[0] == logs[1], "{series:?}: {:?} {:?}", logs[0].1, logs[1].1);
     });
 }
 
@@ -201,7 +204,7 @@ fn histories_contain_what_they_are_for() {
     for series in Series::ALL {
         runtime().block_on(async {
             let mut odoo = site.create(&format!("all{}", series.major()), series, Rules::default()).await.unwrap();
-            for seed in 0..40 {
+            for seed in 0..25 {
                 odoo = odoo.cleared().await.unwrap();
                 let outcome = Box::pin(History::new(seed, Options::default()).run(&odoo, Vec::new())).await.unwrap();
                 let removed = outcome.ledger.names().iter().filter(|name| !outcome.ledger.is_on_disk(name)).count();
@@ -213,12 +216,12 @@ fn histories_contain_what_they_are_for() {
         });
     }
     for series in Series::ALL {
-        let mut expected = vec!["commit", "rollback", "kill", "gc", "removed", "source.server", "dangling"];
+        let mut expected = vec!["commit", "rollback", "kill", "gc", "removed", "source.server"];
         match series {
-            Series::V14 | Series::V18 => expected.push("odoo.collision"),
+            Series::V14 | Series::V18 => expected.extend(["odoo.collision", "dangling"]),
             Series::V19 => expected.extend(["odoo.collision", "odoo.disk"]),
             // A part is hardly ever to be seen under its name, so nothing collides; who is overtaken fails to rename.
-            Series::V20 => expected.extend(["odoo.disk", "io", "gc conflict"]),
+            Series::V20 => expected.extend(["odoo.disk", "io", "gc conflict", "dangling"]),
         }
         for what in expected {
             let times = seen.get(&(series, what.to_owned())).copied().unwrap_or_default();

@@ -263,6 +263,29 @@ fn a_row_dangles_when_a_content_is_taken_up_again_between_the_look_and_the_unlin
     });
 }
 
+/// What would close that race in 20.
+#[test]
+fn a_content_that_is_marked_when_it_is_taken_up_again_stays() {
+    run(async |site: &Site, series| {
+        if series != Series::V20 {
+            return;
+        }
+        let odoo = site.create("marked", series, Rules { marks_existing: true, ..Rules::default() }).await.unwrap();
+        let content = Content::new(*b"dropped, and taken up again");
+        for stop in ["gc: rename the mark", "gc: look at its time", "gc: rename", "gc: look for a new mark"] {
+            let row = attached(&odoo, &content).await;
+            deleted(&odoo, &row).await;
+            after_the_grace(&odoo);
+            let mut collector = collector(&odoo);
+            collector.advance_to(stop).await.unwrap();
+            let row = attached(&odoo, &content).await;
+            collector.finish().await.unwrap().unwrap();
+            assert!(odoo.ledger().is_on_disk(&content.store_fname()), "{stop}");
+            deleted(&odoo, &row).await;
+        }
+    });
+}
+
 #[test]
 fn the_collection_of_20_takes_no_lock_and_keeps_what_is_younger_than_the_grace() {
     run(async |site: &Site, series| {
