@@ -17,7 +17,6 @@ pub(crate) mod keep;
 mod leftovers;
 mod local;
 mod options;
-mod packer;
 mod parent;
 mod pipeline;
 mod remote;

@@ -6,6 +6,7 @@
 
 mod cursor;
 pub mod document;
+pub mod file_run;
 pub mod file_table;
 pub mod map;
 pub mod object;

@@ -7,7 +7,6 @@
 use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt, stream};
-use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use super::file::REGION;
@@ -15,6 +14,7 @@ use crate::crypto::sealed::{ObjectReader, SealedObject, verify_keyless};
 use crate::format::map::PackId;
 use crate::format::object::{Kind, TAIL_LEN, Tail};
 use crate::format::pack_table::{PackKind, PackRef};
+use crate::pack::PackNames;
 use crate::vault::session::{self, Purpose};
 use crate::vault::{Cluster, layout};
 use crate::{Error, ErrorKind, Result};
@@ -24,20 +24,6 @@ const PARALLEL: usize = 4;
 
 /// Names without a pack before it is believed that there are no more: more than can be on their way at once.
 const MISSING: u32 = 16;
-
-/// The names of a session's packs, in the order in which they are begun.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct PackNames(pub(super) Ulid);
-
-impl PackNames {
-    /// Name `number`. Nobody else makes it: the session's own name is random.
-    pub(super) fn name(self, number: u32) -> Ulid {
-        let hash = Sha256::new().chain_update(b"pgvault pack\0").chain_update(self.0.to_bytes()).chain_update(number.to_le_bytes());
-        let mut random = [0; 16];
-        random.copy_from_slice(hash.finalize().get(..16).unwrap_or(&[0; 16]));
-        Ulid::from_parts(self.0.timestamp_ms(), u128::from_le_bytes(random))
-    }
-}
 
 /// Frames of interrupted backups, by their digest.
 #[derive(Debug, Default)]

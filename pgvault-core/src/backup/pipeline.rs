@@ -15,23 +15,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
 use ulid::Ulid;
 
 use super::entries::Entries;
 use super::file::FileTask;
 use super::leftovers::Leftovers;
-use super::packer::{FinishedPack, NextName, Packer};
 use super::parent::{Known, Parent};
 use super::usage::Usage;
-use super::worker::{self, Failure, Job, PageRules, Shared};
+use super::worker::{self, Job, PageRules, Shared};
 use crate::crypto::sealed::FrameEncoder;
 use crate::format::MAX_FILE;
 use crate::format::map::PackId;
+use crate::format::object::Kind;
 use crate::format::pack_table::{PackKind, PackRef};
+use crate::pack::{Failure, META_TARGET, PACK_TARGET, PackPlace, Packer, SessionNames, UPLOADS, upload};
 use crate::progress::SharedProgress;
-use crate::vault::Cluster;
 use crate::vault::snapshot::BadPage;
+use crate::vault::{Cluster, layout};
 use crate::{Error, ErrorKind, Result};
 
 /// Regions handed to a worker at once, when it reads for itself (16 MiB).
@@ -40,14 +40,9 @@ const READ_RUN: u32 = 64;
 /// Jobs waiting for a worker, at most. Each may hold a file open, and 1024 is a usual limit of those.
 const MAX_QUEUE: usize = 256;
 
-/// PUTs in flight.
-const UPLOADS: usize = 4;
-
 /// Packs in memory: one open, one being hashed, one waiting, [`UPLOADS`] in flight. About 250 MiB, and maps up to 50 MiB.
 const DATA_PACKS: usize = UPLOADS + 3;
 const META_PACKS: usize = 3;
-pub(super) const PACK_TARGET: usize = 31 << 20;
-pub(super) const META_TARGET: usize = 16 << 20;
 
 /// What a backup can refer to instead of storing it.
 #[derive(Debug, Default)]
@@ -105,15 +100,18 @@ impl Pipeline {
         let Setting { rules, level, workers, progress, session } = setting;
         let (uploads, finished) = tokio::sync::mpsc::channel(1);
         let failure = Arc::new(Failure::default());
-        let names = Arc::new(NextName::new(session));
-        let packer = |kind, target, packs| Packer::new(cluster.clone(), kind, names.clone(), target, packs, uploads.clone());
+        let names = Arc::new(SessionNames::new(session));
+        let packer = |sealed, kind, target, packs| {
+            let place = PackPlace { sealed, kind, path: layout::pack };
+            Packer::new(cluster.clone(), place, names.clone(), target, packs, uploads.clone())
+        };
         let shared = Arc::new(Shared {
             rules,
             judged: before.parent.as_ref().and_then(|parent| parent.judged(rules.checksums)),
             digest: cluster.keys().digest().clone(),
             level,
-            data: packer(PackKind::Data, PACK_TARGET, DATA_PACKS),
-            meta: packer(PackKind::Meta, META_TARGET, META_PACKS),
+            data: packer(Kind::Data, PackKind::Data, PACK_TARGET, DATA_PACKS),
+            meta: packer(Kind::Meta, PackKind::Meta, META_TARGET, META_PACKS),
             leftovers: before.leftovers,
             progress,
             failure: failure.clone(),
@@ -259,44 +257,4 @@ fn used(usage: &Usage, known: &HashMap<PackId, PackRef>) -> Result<Vec<PackRef>>
     }
     packs.sort();
     Ok(packs)
-}
-
-/// Puts packs into the store, a few at a time; ends when the packers are gone.
-async fn upload(
-    cluster: Cluster,
-    failure: Arc<Failure>,
-    mut finished: tokio::sync::mpsc::Receiver<FinishedPack>,
-) -> Result<Vec<PackRef>> {
-    let mut running: JoinSet<Result<PackRef>> = JoinSet::new();
-    let mut packs = Vec::new();
-    loop {
-        while running.len() >= UPLOADS {
-            collect(running.join_next().await, &mut packs, &failure);
-        }
-        let Some(pack) = finished.recv().await else { break };
-        if failure.happened() {
-            // Keep receiving, so that no worker stays blocked; what arrives now is not wanted any more.
-            continue;
-        }
-        let cluster = cluster.clone();
-        let _ = running.spawn(async move {
-            let FinishedPack { pack, object, memory } = pack;
-            cluster.put_once(&object).await?;
-            drop((object.bytes, memory));
-            Ok(pack)
-        });
-    }
-    while !running.is_empty() {
-        collect(running.join_next().await, &mut packs, &failure);
-    }
-    Ok(packs)
-}
-
-fn collect(joined: Option<Result<Result<PackRef>, tokio::task::JoinError>>, packs: &mut Vec<PackRef>, failure: &Failure) {
-    match joined {
-        Some(Ok(Ok(pack))) => packs.push(pack),
-        Some(Ok(Err(error))) => failure.fail(error),
-        Some(Err(error)) => failure.fail(Error::new(ErrorKind::Failed, "task", error.to_string())),
-        None => {}
-    }
 }

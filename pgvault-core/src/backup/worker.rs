@@ -2,14 +2,13 @@
 
 use std::io;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::entries::Entries;
 use super::file::{FileTask, Piece, Placed, REGION, Section, unreadable};
 use super::leftovers::Leftovers;
-use super::packer::Packer;
 use super::parent::KnownBlock;
 use super::usage::Usage;
 use crate::crypto::digest::DigestKey;
@@ -17,6 +16,7 @@ use crate::crypto::sealed::FrameEncoder;
 use crate::format::BLOCK;
 use crate::format::file_table::{FileEntry, MapPlace, Node};
 use crate::format::map::{BLOCK_DIGEST, Extent, FileMap};
+use crate::pack::{Failure, Packer};
 use crate::postgres::Lsn;
 use crate::postgres::page::{self, PageHeader, PageState};
 use crate::progress::SharedProgress;
@@ -85,31 +85,6 @@ impl Made {
         if let Piece::Stored { pack, frame, blocks, .. } = piece {
             self.usage.add(pack, frame, blocks);
         }
-    }
-}
-
-/// The first error of any thread or task.
-#[derive(Debug, Default)]
-pub(super) struct Failure {
-    happened: AtomicBool,
-    error: Mutex<Option<Error>>,
-}
-
-impl Failure {
-    /// Records the first error; everybody else stops at the next job.
-    pub(super) fn fail(&self, error: Error) {
-        if !self.happened.swap(true, Ordering::SeqCst) {
-            *lock(&self.error) = Some(error);
-        }
-    }
-
-    pub(super) fn happened(&self) -> bool {
-        self.happened.load(Ordering::SeqCst)
-    }
-
-    /// The error, once.
-    pub(super) fn take(&self) -> Option<Error> {
-        lock(&self.error).take()
     }
 }
 

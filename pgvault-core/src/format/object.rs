@@ -50,6 +50,12 @@ pub enum Kind {
     Hold = 9,
     /// The receipt of a restore drill.
     Drill = 10,
+    /// Contents of files of a filestore.
+    Contents = 11,
+    /// A capture pass over a filestore: the commit point of what it found.
+    Pass = 12,
+    /// A small configuration file.
+    Artifact = 13,
 }
 
 impl Kind {
@@ -65,6 +71,9 @@ impl Kind {
             8 => Self::Mark,
             9 => Self::Hold,
             10 => Self::Drill,
+            11 => Self::Contents,
+            12 => Self::Pass,
+            13 => Self::Artifact,
             other => return Err(FormatError::unsupported("object header", format!("unknown kind {other}"))),
         })
     }

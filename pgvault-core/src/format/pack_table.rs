@@ -86,6 +86,12 @@ pub fn encode_chunk(packs: &[PackRef]) -> Vec<u8> {
     out
 }
 
+/// Reads packs that follow their number, in any order.
+pub(super) fn parse_list(cursor: &mut Cursor<'_>) -> Result<Vec<PackRef>, FormatError> {
+    let count = cursor.count(PackRef::MIN_LEN)?;
+    (0..count).map(|_| PackRef::parse(cursor)).collect()
+}
+
 /// Reads one chunk of the table.
 ///
 /// # Errors

@@ -20,6 +20,9 @@
 //! 3. A writer may also go on with packs of one that was interrupted less than 24 h before it began. No pack is deleted that is
 //!    younger than 24 h before the beginning of a writer that is alive.
 //!
+//! Packs of filestores are judged by the same rules: a capture pass refers to packs of passes that it listed after its session began, or
+//! that it made itself. What it drops from its catalog was not needed by any backup that there is.
+//!
 //! Losing any of these races keeps garbage for another run. None loses data.
 //!
 //! A vault of ten million packs is looked through in 256 pieces. What is held in memory are the names of the packs that snapshots
@@ -39,6 +42,7 @@ use super::features::Purpose as May;
 use super::prune::{Pruner, Tally};
 use super::session::{Live, MAX_HOURS, Purpose, RESUME_HOURS, Session, Watch};
 use super::{Cluster, layout, snapshot};
+use crate::filestore::space;
 use crate::format::map::PackId;
 use crate::store::{ObjectInfo, Pruned};
 use crate::{Error, ErrorKind, Result};
@@ -118,7 +122,7 @@ pub async fn collect(cluster: &Cluster, options: &GcOptions) -> Result<Collected
     let mut watch = Watch::default();
     let before = writers_and_readers(&mut watch, cluster, now).await?;
     let plans = plans::load(cluster).await?;
-    let referred = Referred::load(cluster).await?;
+    let referred = Referred::load(cluster, now).await?;
     // Those that came meanwhile, too: they have listed what this has.
     let mut live = before;
     live.extend(writers_and_readers(&mut watch, cluster, now).await?);
@@ -150,7 +154,8 @@ pub async fn collect(cluster: &Cluster, options: &GcOptions) -> Result<Collected
     collector.report.snapshots = collector.referred.snapshots;
     collector.report.postponed.clone_from(&collector.ripeness.postponed);
     for shard in 0..=u8::MAX {
-        collector.shard(shard).await?;
+        collector.shard(&layout::pack_shard(shard)).await?;
+        collector.shard(&layout::files_shard(shard)).await?;
     }
     collector.finish().await
 }
@@ -169,15 +174,17 @@ fn youngest_that_may_go(live: &[Live]) -> Timestamp {
     earliest.checked_sub(SignedDuration::from_hours(RESUME_HOURS)).unwrap_or(Timestamp::MIN)
 }
 
-/// The packs that snapshots refer to, sorted.
+/// The packs that snapshots and filestores refer to, sorted.
 #[derive(Debug, Default)]
 struct Referred {
     packs: Vec<PackId>,
     snapshots: u64,
+    /// Capture passes that nobody needs any more.
+    passes: Vec<ObjectInfo>,
 }
 
 impl Referred {
-    async fn load(cluster: &Cluster) -> Result<Self> {
+    async fn load(cluster: &Cluster, now: Timestamp) -> Result<Self> {
         let mut referred = Self::default();
         for object in cluster.store().list(&cluster.path(layout::dir::SNAP)).await? {
             let Some(id) = layout::id_of(&object.name).filter(|id| object.name == cluster.path(&layout::snapshot(*id))) else {
@@ -199,6 +206,19 @@ impl Referred {
                 Err(error) => return Err(error),
             }
         }
+        let needed = match space::needed(cluster, now).await {
+            Ok(needed) => needed,
+            Err(error) if matches!(error.kind(), ErrorKind::Corrupt | ErrorKind::Unsupported) => {
+                let why = format!("{error}: what this filestore refers to is not known, so no garbage is collected");
+                return Err(Error::new(error.kind(), "gc.unreadable", why)
+                    .with_hint("bring it back with `pgvault undelete`, or use the pgvault version that wrote it")
+                    .with_source(error));
+            }
+            Err(error) => return Err(error),
+        };
+        referred.passes = needed.passes;
+        referred.packs.extend(needed.packs);
+        referred.packs.sort_unstable();
         Ok(referred)
     }
 
@@ -240,7 +260,8 @@ impl Ripeness {
         let oldest = plans.plans.iter().filter(|plan| is_old(plan.stored_at)).map(|plan| seen_by(plan.looked_at)).min();
         // Only with somebody at work does it matter what has expired.
         let expired = match oldest {
-            Some(oldest) if !live.is_empty() => expired_since(cluster, oldest).await?,
+            // Who captures filestores refers to no pack of a backup.
+            Some(oldest) if live.iter().any(|live| live.purpose != Purpose::Filestore) => expired_since(cluster, oldest).await?,
             _ => Vec::new(),
         };
         for plan in &plans.plans {
@@ -307,8 +328,8 @@ struct Collector<'a> {
 }
 
 impl Collector<'_> {
-    async fn shard(&mut self, shard: u8) -> Result<()> {
-        let prefix = self.cluster.path(&layout::pack_shard(shard));
+    async fn shard(&mut self, folder: &str) -> Result<()> {
+        let prefix = self.cluster.path(folder);
         let store = self.cluster.store().clone();
         let mut found: Vec<(PackId, u64)> = Vec::new();
         store
@@ -333,9 +354,9 @@ impl Collector<'_> {
 
     fn judge(&mut self, object: ObjectInfo, doomed: &mut Vec<ObjectInfo>, found: &mut Vec<(PackId, u64)>) {
         // What has no name of a pack is not ours to delete.
-        let Some(id) = layout::id_of(&object.name).filter(|id| object.name == self.cluster.path(&layout::pack(*id))) else {
-            return;
-        };
+        let is_pack =
+            |id: &Ulid| [layout::pack(*id), layout::files_pack(*id)].iter().any(|name| self.cluster.path(name) == object.name);
+        let Some(id) = layout::id_of(&object.name).filter(is_pack) else { return };
         self.report.packs += 1;
         let id = id.to_bytes();
         if self.referred.has(&id) {
@@ -378,6 +399,10 @@ impl Collector<'_> {
             .filter(|(_, number)| self.ripeness.is_ripe(*number) && self.remaining.get(number).is_none_or(|count| *count == 0));
         let done: Vec<ObjectInfo> = done.map(|(plan, _)| plan.object.clone()).collect();
         let _ = self.pruner.delete(done).await?;
+        let passes = std::mem::take(&mut self.referred.passes);
+        for some in passes.chunks(1000) {
+            let _ = self.pruner.delete(some.to_vec()).await?;
+        }
         tidy::tidy(self.cluster, self.report.now, &mut self.pruner).await?;
         self.report.tidied = self.pruner.tally;
         Ok(self.report)

@@ -36,6 +36,10 @@ pub mod dir {
     pub const GC: &str = "gc/";
     /// Legal holds, and their removals.
     pub const HOLD: &str = "hold/";
+    /// Packs of contents and catalogs of filestores. Not among the others: an older program would take them for garbage.
+    pub const FILES: &str = "files/pack/";
+    /// Capture passes over filestores, one folder for each.
+    pub const PASS: &str = "files/pass/";
 }
 
 /// One PostgreSQL cluster: the name from the configuration and the identity from `initdb`.
@@ -94,6 +98,7 @@ pub fn class_of(name: &str) -> Class {
     };
     match relative.split_inclusive('/').next() {
         Some(dir::PACK) => Class::Data,
+        Some(_) if relative.starts_with(dir::FILES) => Class::Data,
         Some(dir::WAL) => Class::Wal,
         // A session's end is its deadline. Who deletes one early gains nothing before garbage is collected, days later.
         // A plan deletes nothing by itself.
@@ -131,6 +136,27 @@ pub fn epoch(cluster: &ClusterName, id: Ulid) -> String {
 pub fn pack(id: Ulid) -> String {
     let shard = Sha256::digest(id.to_string()).first().copied().unwrap_or(0);
     format!("{}{shard:02x}/{id}.pack", dir::PACK)
+}
+
+/// A pack of a filestore, relative to the cluster.
+pub fn files_pack(id: Ulid) -> String {
+    let shard = Sha256::digest(id.to_string()).first().copied().unwrap_or(0);
+    format!("{}{shard:02x}/{id}.pack", dir::FILES)
+}
+
+/// The folder of packs of filestores whose names' hash begins with `shard`, relative to the cluster.
+pub fn files_shard(shard: u8) -> String {
+    format!("{}{shard:02x}/", dir::FILES)
+}
+
+/// The folder of the capture passes over one filestore, relative to the cluster.
+pub fn passes(instance: &str) -> String {
+    format!("{}{instance}/", dir::PASS)
+}
+
+/// A capture pass of a session, relative to the cluster.
+pub fn pass(instance: &str, id: Ulid, session: Ulid) -> String {
+    format!("{}{id}.{session}", passes(instance))
 }
 
 /// A snapshot's manifest, relative to the cluster.
@@ -211,6 +237,7 @@ mod tests {
         assert_eq!(class(pack(Ulid(1))), Class::Data);
         assert_eq!(class(format!("{}x.wal", wal_timeline(TimelineId(1)))), Class::Wal);
         assert_eq!(class(snapshot(Ulid(1))), Class::Meta);
+        assert_eq!((class(files_pack(Ulid(1))), class(pass("00", Ulid(1), Ulid(2)))), (Class::Data, Class::Meta));
         assert_eq!(class(audit(Ulid(1), "restored")), Class::Meta);
         assert_eq!(class(CLUSTER_DOCUMENT.into()), Class::Meta);
         assert_eq!((class_of(&key_slot(&cluster, Ulid(1))), class_of(&epoch(&cluster, Ulid(1)))), (Class::Meta, Class::Meta));

@@ -52,6 +52,8 @@ pub enum Purpose {
     WalStream,
     /// A copy of backups of another vault.
     Copy,
+    /// Capture passes over filestores: many, one after the other.
+    Filestore,
     /// A restore, which reads.
     Restore,
     /// A restore drill, which reads.
@@ -70,6 +72,7 @@ impl Purpose {
             Self::Backup => "backup",
             Self::WalStream => "wal-stream",
             Self::Copy => "copy",
+            Self::Filestore => "filestore",
             Self::Restore => "restore",
             Self::Drill => "drill",
             Self::Prune => "prune",

@@ -3,26 +3,25 @@
 //! Workers compress in parallel; only sealing and appending, a tenth of the work, happens under the lock. One open pack
 //! instead of one per worker keeps a file's regions together, which is what a restore reads.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use ulid::Ulid;
 
-use super::leftovers::PackNames;
+use super::names::NamePacks;
 use crate::Result;
 use crate::crypto::sealed::{EncodedFrame, SealedObject, SealedWriter};
 use crate::format::map::PackId;
 use crate::format::object::Kind;
 use crate::format::pack_table::{PackKind, PackRef};
-use crate::vault::{Cluster, layout};
+use crate::vault::Cluster;
 
 /// A finished pack on its way to the store.
 #[derive(Debug)]
-pub(super) struct FinishedPack {
-    pub(super) pack: PackRef,
-    pub(super) object: SealedObject,
+pub(crate) struct FinishedPack {
+    pub(crate) pack: PackRef,
+    pub(crate) object: SealedObject,
     /// Given back when the pack is in the store.
-    pub(super) memory: Permit,
+    pub(crate) memory: Permit,
 }
 
 /// How many packs may be in memory: open, waiting or on their way to the store.
@@ -36,7 +35,7 @@ struct Memory {
 
 /// The right to hold one pack.
 #[derive(Debug)]
-pub(super) struct Permit(Arc<Memory>);
+pub(crate) struct Permit(Arc<Memory>);
 
 impl Memory {
     fn wait(self: &Arc<Self>) -> Permit {
@@ -54,34 +53,28 @@ impl Drop for Permit {
     }
 }
 
-/// Gives the packs of a session their names.
-#[derive(Debug)]
-pub(super) struct NextName {
-    names: PackNames,
-    next: AtomicU32,
-}
-
-impl NextName {
-    pub(super) fn new(session: Ulid) -> Self {
-        Self { names: PackNames(session), next: AtomicU32::new(0) }
-    }
-
-    fn next(&self) -> Ulid {
-        self.names.name(self.next.fetch_add(1, Ordering::Relaxed))
-    }
-}
-
 /// Takes finished packs.
-pub(super) type Uploads = tokio::sync::mpsc::Sender<FinishedPack>;
+pub(crate) type Uploads = tokio::sync::mpsc::Sender<FinishedPack>;
 
 type OpenPack = (Ulid, SealedWriter, Permit);
 
+/// What packs of one sort are, and where they lie.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PackPlace {
+    /// As the key is bound to it.
+    pub(crate) sealed: Kind,
+    /// As tables have it.
+    pub(crate) kind: PackKind,
+    /// Name of the object, relative to the cluster.
+    pub(crate) path: fn(Ulid) -> String,
+}
+
 /// The open pack of one kind.
 #[derive(Debug)]
-pub(super) struct Packer {
+pub(crate) struct Packer {
     cluster: Cluster,
-    kind: PackKind,
-    names: Arc<NextName>,
+    place: PackPlace,
+    names: Arc<dyn NamePacks>,
     target: usize,
     open: Mutex<Option<OpenPack>>,
     memory: Arc<Memory>,
@@ -90,20 +83,20 @@ pub(super) struct Packer {
 
 impl Packer {
     /// `packs` may be in memory at once, the open one included.
-    pub(super) fn new(
+    pub(crate) fn new(
         cluster: Cluster,
-        kind: PackKind,
-        names: Arc<NextName>,
+        place: PackPlace,
+        names: Arc<dyn NamePacks>,
         target: usize,
         packs: usize,
         uploads: Uploads,
     ) -> Self {
         let memory = Arc::new(Memory { free: Mutex::new(packs.max(2)), freed: Condvar::new() });
-        Self { cluster, kind, names, target, open: Mutex::new(None), memory, uploads }
+        Self { cluster, place, names, target, open: Mutex::new(None), memory, uploads }
     }
 
     /// Appends a frame; returns the pack and its number there.
-    pub(super) fn append(&self, frame: &EncodedFrame<'_>) -> Result<(PackId, u32)> {
+    pub(crate) fn append(&self, frame: &EncodedFrame<'_>) -> Result<(PackId, u32)> {
         let full;
         let place = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,10 +105,10 @@ impl Packer {
                 none => {
                     // Everybody waits here while the store is behind, which is what bounds memory.
                     let memory = self.memory.wait();
-                    let id = self.names.next();
+                    let id = self.names.next()?;
                     let capacity = self.target + self.target / 16;
-                    let kind = if self.kind == PackKind::Data { Kind::Data } else { Kind::Meta };
-                    let writer = SealedWriter::new(self.cluster.env(), self.cluster.keys(), kind, layout::pack(id), capacity)?;
+                    let PackPlace { sealed, path, .. } = self.place;
+                    let writer = SealedWriter::new(self.cluster.env(), self.cluster.keys(), sealed, path(id), capacity)?;
                     none.insert((id, writer, memory))
                 }
             };
@@ -131,7 +124,7 @@ impl Packer {
     }
 
     /// Sends the last, partly filled pack.
-    pub(super) fn finish(&self) {
+    pub(crate) fn finish(&self) {
         let last = self.open.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(last) = last {
             self.send(last);
@@ -141,7 +134,7 @@ impl Packer {
     fn send(&self, (id, writer, memory): OpenPack) {
         // The uploader is gone only after an error that it reports itself.
         let object = writer.finish(Vec::new());
-        let pack = object.as_pack(id.to_bytes(), self.kind);
+        let pack = object.as_pack(id.to_bytes(), self.place.kind);
         let _ = self.uploads.blocking_send(FinishedPack { pack, object, memory });
     }
 }
@@ -149,15 +142,15 @@ impl Packer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backup::pipeline::{META_TARGET, PACK_TARGET};
     use crate::crypto::sealed::{FrameEncoder, ObjectReader};
     use crate::crypto::slot::{Unlock, Wrap};
     use crate::env::Env;
     use crate::format::{MAX_FRAME, MAX_OBJECT};
+    use crate::pack::{META_TARGET, PACK_TARGET, SessionNames};
     use crate::postgres::SystemId;
     use crate::store::Store;
     use crate::vault::Vault;
-    use crate::vault::layout::ClusterName;
+    use crate::vault::layout::{self, ClusterName};
 
     /// T22: whatever the size of the database, an object is one PUT; there is no multipart limit to run into.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -172,8 +165,9 @@ mod tests {
         let cluster = vault.unlock(&name, &Unlock::Passphrase("secret".into())).await.unwrap();
         let (uploads, mut finished) = tokio::sync::mpsc::channel(64);
         let target = 1 << 20;
-        let names = Arc::new(NextName::new(Ulid(7)));
-        let packer = Packer::new(cluster.clone(), PackKind::Data, names, target, 4, uploads);
+        let names = Arc::new(SessionNames::new(Ulid(7)));
+        let place = PackPlace { sealed: Kind::Data, kind: PackKind::Data, path: layout::pack };
+        let packer = Packer::new(cluster.clone(), place, names, target, 4, uploads);
         let keys = cluster.keys().clone();
         let frames = 41;
         let packing = tokio::task::spawn_blocking(move || {
