@@ -1,4 +1,5 @@
-//! How many histories there are in a second, and what is in them: `cargo run --example histories -- 200`.
+//! How many histories there are in a second, and what is in them: `cargo run --example histories -- 200 2` for
+//! 200 of each series, in two threads.
 
 #![allow(clippy::print_stdout, reason = "its purpose")]
 
@@ -6,41 +7,70 @@ use std::collections::BTreeMap;
 use std::time::Instant;
 
 use odoosim::{History, Options, Rules, Series, Site};
-use pgvault_core::Result;
+use pgvault_core::{Error, Result};
 
 fn main() -> Result<()> {
-    let number = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(100);
+    let argument = |n| std::env::args().nth(n).and_then(|text: String| text.parse::<u64>().ok());
+    let (number, lanes) = (argument(1).unwrap_or(100), argument(2).unwrap_or(1).max(1));
     let site = Site::start()?;
-    let runtime =
-        tokio::runtime::Runtime::new().map_err(|error| pgvault_core::Error::io("start", "the runtime".as_ref(), error))?;
     for series in Series::ALL {
-        runtime.block_on(Box::pin(several(&site, series, number)))?;
+        let began = Instant::now();
+        let results: Vec<Result<Found>> = std::thread::scope(|scope| {
+            let lane = |lane| {
+                let site = &site;
+                scope.spawn(move || {
+                    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                    let runtime = runtime.map_err(|error| Error::io("start", "the runtime".as_ref(), error))?;
+                    runtime.block_on(Box::pin(several(
+                        site,
+                        series,
+                        lane,
+                        (lane..number).step_by(usize::try_from(lanes).unwrap_or(1)),
+                    )))
+                })
+            };
+            let threads: Vec<_> = (0..lanes).map(lane).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        });
+        let seconds = began.elapsed().as_secs_f64();
+        let mut all = Found::default();
+        for found in results {
+            let found = found?;
+            all.steps += found.steps;
+            all.dangling += found.dangling;
+            for (what, times) in found.tally {
+                *all.tally.entry(what).or_default() += times;
+            }
+        }
+        #[expect(clippy::cast_precision_loss, reason = "printed with one digit")]
+        let per_second = number as f64 / seconds;
+        let (steps, dangling) = (all.steps / number.max(1), all.dangling);
+        println!(
+            "{series:?}: {per_second:.1} histories/s of {steps} steps; {dangling} of {number} end with a row without its file"
+        );
+        println!("  {:?}", all.tally);
     }
     Ok(())
 }
 
-async fn several(site: &Site, series: Series, number: u64) -> Result<()> {
-    let began = Instant::now();
-    let mut odoo = site.create(&format!("db{}", series.major()), series, Rules::default()).await?;
-    let created = began.elapsed();
-    let mut tally: BTreeMap<String, u64> = BTreeMap::new();
-    let (mut steps, mut dangling) = (0, 0);
-    let began = Instant::now();
-    for seed in 0..number {
+#[derive(Default)]
+struct Found {
+    steps: u64,
+    dangling: u64,
+    tally: BTreeMap<String, u64>,
+}
+
+async fn several(site: &Site, series: Series, lane: u64, seeds: impl Iterator<Item = u64>) -> Result<Found> {
+    let mut odoo = site.create(&format!("db{}_{lane}", series.major()), series, Rules::default()).await?;
+    let mut found = Found::default();
+    for seed in seeds {
         odoo = odoo.cleared().await?;
         let outcome = Box::pin(History::new(seed, Options::default()).run(&odoo, Vec::new())).await?;
-        steps += outcome.ledger.now();
-        dangling += u64::from(!outcome.dangling().is_empty());
+        found.steps += outcome.ledger.now();
+        found.dangling += u64::from(!outcome.dangling().is_empty());
         for (what, times) in outcome.tally {
-            *tally.entry(what).or_default() += times;
+            *found.tally.entry(what).or_default() += times;
         }
     }
-    let seconds = began.elapsed().as_secs_f64();
-    #[expect(clippy::cast_precision_loss, reason = "printed with one digit")]
-    let (per_second, steps) = (number as f64 / seconds, steps as f64 / number as f64);
-    println!(
-        "{series:?}: {per_second:.1} histories/s of {steps:.0} steps; database {created:?}; {dangling} of {number} with dangling rows in the end"
-    );
-    println!("  {tally:?}");
-    Ok(())
+    Ok(found)
 }

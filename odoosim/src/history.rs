@@ -3,26 +3,59 @@
 //! The same seed chooses the same participants in the same order, and they draw from their own seeds what they do, so that a history can be
 //! had again. That holds as long as the watchers are as predictable; and a lock that is waited for until the garbage collection gives up
 //! takes real time.
+//!
+//! ```no_run
+//! # use odoosim::*;
+//! # use pgvault_core::Result;
+//! # use pgvault_core::postgres::Lsn;
+//! struct Backup {
+//!     watermark: Lsn,
+//! }
+//!
+//! #[async_trait::async_trait]
+//! impl Participant for Backup {
+//!     async fn pass(&mut self, pause: &Pause) -> Result<()> {
+//!         pause.here("list").await; // others go on here
+//!         Ok(())
+//!     }
+//! }
+//!
+//! # async fn example(site: Site) -> Result<()> {
+//! let mut odoo = site.create("shop", Series::V19, Rules::default()).await?;
+//! for seed in 0..2000 {
+//!     odoo = odoo.cleared().await?;
+//!     let mut backup = Backup { watermark: Lsn::INVALID };
+//!     let participants = vec![Participation::new("backup", 9, &mut backup).killed_every(40)];
+//!     let outcome = History::new(seed, Options::default()).run(&odoo, participants).await?;
+//!     let missing = outcome.missing(backup.watermark, |name| false);
+//!     assert!(missing.iter().all(|missing| missing.whole.is_empty()), "seed {seed}: {missing:?}");
+//! }
+//! # Ok(())
+//! # }
+//! ```
 
-use std::collections::BTreeMap;
+mod requests;
+
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use jiff::SignedDuration;
 use pgvault_core::Result;
+use pgvault_core::postgres::Lsn;
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
-use crate::content::Content;
 use crate::gc::{self, Collection};
-use crate::ledger::{Ledger, Step};
+use crate::ledger::{Interval, Ledger, Step};
 use crate::odoo::Odoo;
 use crate::pause::{Actor, Pause, Progress};
 use crate::truth::{Recording, Truth, local_names};
-use crate::worker::Worker;
+
+use self::requests::{Shared, Work, count, locked, work};
 
 /// Somebody who looks on, such as a backup.
 #[async_trait]
@@ -33,6 +66,9 @@ pub trait Participant: Send {
     /// # Errors
     /// Ends the history.
     async fn pass(&mut self, pause: &Pause) -> Result<()>;
+
+    /// Its pass was killed: what is only in memory is to be forgotten, as by a process that starts again.
+    fn killed(&mut self) {}
 }
 
 #[async_trait]
@@ -40,13 +76,19 @@ impl<P: Participant + ?Sized> Participant for &mut P {
     async fn pass(&mut self, pause: &Pause) -> Result<()> {
         (**self).pass(pause).await
     }
+
+    fn killed(&mut self) {
+        (**self).killed();
+    }
 }
 
-/// A participant and how often it begins.
+/// A participant, and how often it begins and is killed.
 pub struct Participation<'a> {
     name: String,
     every: u32,
-    participant: Box<dyn Participant + 'a>,
+    kill_every: u32,
+    /// Shared with the pass that it is in, so that it survives when that is killed.
+    participant: Arc<tokio::sync::Mutex<Box<dyn Participant + 'a>>>,
 }
 
 impl fmt::Debug for Participation<'_> {
@@ -58,7 +100,21 @@ impl fmt::Debug for Participation<'_> {
 impl<'a> Participation<'a> {
     /// `participant` begins a pass in one of `every` of its turns on average, 1 being always, when it is not in one.
     pub fn new(name: &str, every: u32, participant: impl Participant + 'a) -> Self {
-        Self { name: name.to_owned(), every: every.max(1), participant: Box::new(participant) }
+        let participant: Box<dyn Participant + 'a> = Box::new(participant);
+        Self {
+            name: name.to_owned(),
+            every: every.max(1),
+            kill_every: 0,
+            participant: Arc::new(tokio::sync::Mutex::new(participant)),
+        }
+    }
+
+    /// Kills it in one of so many of its turns in the middle of a pass; never if 0. Its future is dropped where it stands, then
+    /// [`Participant::killed`] is called. Nobody waits until the server has noticed that its connections are gone.
+    #[must_use]
+    pub fn killed_every(mut self, turns: u32) -> Self {
+        self.kill_every = turns;
+        self
     }
 }
 
@@ -105,11 +161,37 @@ pub struct Outcome {
     pub ledger: Ledger,
     /// Which passes there were, in the order of their ends.
     pub passes: Vec<Pass>,
-    /// How often what happened: `commit`, `rollback`, `kill`, `gc`, `gc gave up`, `gc conflict`, and codes of errors.
+    /// How often what happened: `commit`, `rollback`, `kill`, `pass killed`, `gc`, `gc gave up`, `gc conflict`, and codes of errors.
     pub tally: BTreeMap<String, u64>,
 }
 
+/// A file that somebody would miss.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Missing {
+    /// The name that a row has.
+    pub store_fname: String,
+    /// The first position at which one has it.
+    pub at: Lsn,
+    /// When the file was whole on the source. Empty: never, and nobody could have copied it.
+    pub whole: Vec<Interval>,
+}
+
 impl Outcome {
+    /// The files that rows refer to at any position up to `watermark`, and that `has` has not.
+    pub fn missing(&self, watermark: Lsn, has: impl Fn(&str) -> bool) -> Vec<Missing> {
+        let mut seen = BTreeSet::new();
+        let mut missing = Vec::new();
+        for (at, rows) in self.truth.states().take_while(|(at, _)| *at <= watermark) {
+            for store_fname in local_names(&rows) {
+                if seen.insert(store_fname.clone()) && !has(&store_fname) {
+                    let whole = self.ledger.intervals(&store_fname);
+                    missing.push(Missing { store_fname, at, whole });
+                }
+            }
+        }
+        missing
+    }
+
     /// Names that rows refer to in the end, and whose files are not there or not right.
     pub fn dangling(&self) -> Vec<String> {
         let Some((_, rows)) = self.truth.states().last() else { return Vec::new() };
@@ -124,41 +206,22 @@ pub struct History {
     options: Options,
 }
 
-/// What the workers share.
-struct Work {
-    family: u64,
-    left: u32,
-    next_content: u64,
-    tally: BTreeMap<String, u64>,
-}
-
-type Shared = Arc<Mutex<Work>>;
-
-fn locked<T>(shared: &Shared, with: impl FnOnce(&mut Work) -> T) -> T {
-    with(&mut shared.lock().unwrap_or_else(PoisonError::into_inner))
-}
-
-fn count(shared: &Shared, what: &str) {
-    locked(shared, |work| *work.tally.entry(what.to_owned()).or_default() += 1);
-}
-
 /// With what an actor ends.
-enum Ended<'a> {
+enum Ended {
     Worker(Result<()>),
     Gc(Result<Collection>),
-    Pass(Participation<'a>, Result<()>),
+    Pass(Result<()>),
 }
 
 enum Role<'a> {
     Worker,
     Gc,
-    /// Empty while a pass has it.
-    Watcher(Option<Participation<'a>>),
+    Watcher(Participation<'a>),
 }
 
 struct Place<'a> {
     role: Role<'a>,
-    actor: Option<Actor<'a, Ended<'a>>>,
+    actor: Option<Actor<'a, Ended>>,
     began: Step,
 }
 
@@ -178,10 +241,10 @@ impl History {
         let left = random.random_range(self.options.operations.clone());
         let shared: Shared = Arc::new(Mutex::new(Work { family: self.seed, left, next_content: 0, tally: BTreeMap::new() }));
         let roles = (0..self.options.workers).map(|_| Role::Worker).chain([Role::Gc]);
-        let roles = roles.chain(participants.into_iter().map(|participant| Role::Watcher(Some(participant))));
+        let roles = roles.chain(participants.into_iter().map(Role::Watcher));
         let places = roles.map(|role| Place { role, actor: None, began: 0 }).collect();
         let mut run = Run { history: self, odoo, shared, random, places, passes: Vec::new(), incarnations: 0 };
-        Box::pin(run.to_the_end()).await?;
+        Box::pin(run.until_the_end()).await?;
         let truth = recording.finish().await?;
         let tally = locked(&run.shared, |work| work.tally.clone());
         Ok(Outcome { seed: self.seed, truth, ledger: odoo.ledger().clone(), passes: run.passes, tally })
@@ -198,13 +261,17 @@ struct Run<'h, 'a> {
     incarnations: u64,
 }
 
-impl<'a> Run<'_, 'a> {
-    async fn to_the_end(&mut self) -> Result<()> {
+impl Run<'_, '_> {
+    async fn until_the_end(&mut self) -> Result<()> {
         loop {
             self.release().await?;
             let ending = locked(&self.shared, |work| work.left == 0);
+            // Watchers begin as long as there is something to watch: one of them may hold what the others wait for.
+            let watched = |place: &Place<'_>| place.actor.is_some() && !matches!(place.role, Role::Watcher(_));
+            let over = ending && !self.places.iter().any(watched);
             let is_ready = |place: &Place<'_>| match (&place.actor, &place.role) {
                 (Some(actor), _) => !actor.is_blocked(),
+                (None, Role::Watcher(_)) => !over,
                 (None, _) => !ending,
             };
             let ready: Vec<usize> =
@@ -240,27 +307,38 @@ impl<'a> Run<'_, 'a> {
             let every = match &place.role {
                 Role::Worker => 1,
                 Role::Gc => options.gc_every,
-                Role::Watcher(Some(participation)) => participation.every,
-                Role::Watcher(None) => 0,
+                Role::Watcher(participation) => participation.every,
             };
             if every == 0 || !self.random.random_ratio(1, every) {
                 return Ok(());
             }
             self.start(index);
-        } else if !ending
-            && !matches!(place.role, Role::Watcher(_))
-            && options.kill_every > 0
-            && self.random.random_ratio(1, options.kill_every)
-        {
-            if let Some(mut actor) = place.actor.take() {
-                actor.kill().await?;
+        } else if !ending {
+            let every = match &place.role {
+                Role::Worker | Role::Gc => options.kill_every,
+                Role::Watcher(participation) => participation.kill_every,
+            };
+            if every > 0 && self.random.random_ratio(1, every) {
+                return self.kill(index).await;
             }
-            count(&self.shared, "kill");
-            return Ok(());
         }
         let passed = self.random.random_range(0..=options.step_time.as_millis().max(0));
         self.odoo.advance(SignedDuration::from_millis(i64::try_from(passed).unwrap_or_default()));
         self.advance(index).await
+    }
+
+    async fn kill(&mut self, index: usize) -> Result<()> {
+        let Some(place) = self.places.get_mut(index) else { return Ok(()) };
+        if let Some(mut actor) = place.actor.take() {
+            actor.kill().await?;
+        }
+        if let Role::Watcher(participation) = &place.role {
+            participation.participant.lock().await.killed();
+            count(&self.shared, "pass killed");
+        } else {
+            count(&self.shared, "kill");
+        }
+        Ok(())
     }
 
     fn start(&mut self, index: usize) {
@@ -270,7 +348,7 @@ impl<'a> Run<'_, 'a> {
         let seed = self.history.seed ^ self.incarnations.rotate_right(20);
         let Some(place) = self.places.get_mut(index) else { return };
         place.began = ledger.now() + 1;
-        place.actor = Some(match &mut place.role {
+        place.actor = Some(match &place.role {
             Role::Worker => Actor::new(&format!("worker {index}"), ledger, monitor, |pause| async move {
                 Ended::Worker(Box::pin(work(&odoo, &pause, &shared, seed)).await)
             }),
@@ -278,11 +356,9 @@ impl<'a> Run<'_, 'a> {
                 Actor::new("gc", ledger, monitor, |pause| async move { Ended::Gc(Box::pin(gc::collect(&odoo, &pause)).await) })
             }
             Role::Watcher(participation) => {
-                let Some(mut participation) = participation.take() else { return };
-                let name = participation.name.clone();
-                Actor::new(&name, ledger, monitor, |pause| async move {
-                    let result = participation.participant.pass(&pause).await;
-                    Ended::Pass(participation, result)
+                let participant = Arc::clone(&participation.participant);
+                Actor::new(&participation.name, ledger, monitor, |pause| async move {
+                    Ended::Pass(participant.lock().await.pass(&pause).await)
                 })
             }
         });
@@ -303,114 +379,14 @@ impl<'a> Run<'_, 'a> {
                     Collection::Conflict => "gc conflict",
                 },
             ),
-            Ended::Pass(participation, result) => {
-                let who = participation.name.clone();
-                place.role = Role::Watcher(Some(participation));
+            Ended::Pass(result) => {
                 result?;
-                self.passes.push(Pass { who, from: place.began, to: self.odoo.ledger().now() });
+                if let Role::Watcher(participation) = &place.role {
+                    let pass = Pass { who: participation.name.clone(), from: place.began, to: self.odoo.ledger().now() };
+                    self.passes.push(pass);
+                }
             }
         }
         Ok(())
     }
-}
-
-/// A worker process: transactions, until there is nothing left to do.
-async fn work(odoo: &Odoo, pause: &Pause, shared: &Shared, seed: u64) -> Result<()> {
-    let mut random = StdRng::seed_from_u64(seed);
-    let mut worker = Worker::connect(odoo, pause).await?;
-    loop {
-        let wanted = random.random_range(1..=3);
-        let operations = locked(shared, |work| {
-            let operations = work.left.min(wanted);
-            work.left -= operations;
-            operations
-        });
-        if operations == 0 {
-            worker.leave();
-            return Ok(());
-        }
-        match Box::pin(transaction(&mut worker, &mut random, shared, operations)).await {
-            Ok(()) if !random.random_ratio(1, 9) => match worker.commit().await {
-                Ok(()) => count(shared, "commit"),
-                Err(error) => count(shared, error.code()),
-            },
-            Ok(()) => {
-                worker.rollback().await?;
-                count(shared, "rollback");
-            }
-            Err(error) => {
-                worker.rollback().await?;
-                count(shared, error.code());
-            }
-        }
-    }
-}
-
-async fn transaction(worker: &mut Worker, random: &mut StdRng, shared: &Shared, operations: u32) -> Result<()> {
-    worker.begin().await?;
-    // One row that exists, at most: two workers that want each other's would be ended by the deadlock detector, after real time.
-    let mut touched = false;
-    for _ in 0..operations {
-        operation(worker, random, shared, &mut touched).await?;
-    }
-    Ok(())
-}
-
-async fn operation(worker: &mut Worker, random: &mut StdRng, shared: &Shared, touched: &mut bool) -> Result<()> {
-    let content = choose(random, shared);
-    match random.random_range(0..100) {
-        0..18 if !*touched => {
-            *touched = true;
-            if let Some(attachment) = worker.nth(random.random()).await? {
-                worker.overwrite(&attachment, &content).await?;
-            }
-        }
-        18..40 if !*touched => {
-            *touched = true;
-            if let Some(attachment) = worker.nth(random.random()).await? {
-                worker.unlink(&attachment).await?;
-            }
-        }
-        40..43 => {
-            let _ = worker.attach_in_database(&content).await?;
-        }
-        43..45 => {
-            let _ = worker.attach_url("https://www.example.com/").await?;
-        }
-        45..47 => {
-            let _ = worker.attach_empty().await?;
-        }
-        47..50 => {
-            let places = ["s3://bucket", "azure://container", "code:/"];
-            let place = places.get(random.random_range(0..places.len())).copied().unwrap_or_default();
-            let _ = worker.attach_remote(place, &content).await?;
-        }
-        50..52 => {
-            let _ = worker.attach_named(&content.retro_store_fname(), &content).await?;
-        }
-        52..54 => {
-            let _ = worker.attach_named(&format!("import/{}.pdf", content.sha1()), &content).await?;
-        }
-        54..56 => {
-            worker.fail_disk_after(content.bytes().len() / 3);
-            let _ = worker.attach(&content).await?;
-        }
-        _ => {
-            let _ = worker.attach(&content).await?;
-        }
-    }
-    Ok(())
-}
-
-/// A new content, or one that somebody has had already.
-fn choose(random: &mut StdRng, shared: &Shared) -> Content {
-    let again = random.random_ratio(1, 3);
-    let number = locked(shared, |work| {
-        if again && work.next_content > 0 {
-            return random.random_range(0..work.next_content);
-        }
-        work.next_content += 1;
-        work.next_content - 1
-    });
-    Content::numbered(shared.lock().unwrap_or_else(PoisonError::into_inner).family, number)
 }

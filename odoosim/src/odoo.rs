@@ -25,8 +25,8 @@ pub struct Rules {
     pub grace: SignedDuration,
     /// How many names the garbage collection looks up at once; 1000 in Odoo.
     pub gc_chunk: usize,
-    /// Whether a writer marks a content that is there already. No series does (its early return comes before the mark), and so a
-    /// collection of the 20 series can remove what somebody just refers to anew.
+    /// Whether a writer marks a name before it looks whether the content is there. No series does: the mark comes after the early
+    /// return for a content that is there, and so a collection of the 20 series can remove what somebody just refers to anew.
     pub marks_existing: bool,
 }
 

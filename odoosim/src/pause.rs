@@ -51,6 +51,7 @@ impl Gate {
 /// A participant's hold on the order of steps; see the [module documentation](self).
 ///
 /// A clone belongs to the same participant: code that runs several things at once may pause in each of them, and all go on together.
+/// A task that it has spawned and that outlives a killed participant stands still in its next pause for good.
 #[derive(Clone)]
 pub struct Pause {
     who: Arc<str>,

@@ -107,7 +107,7 @@ insert into mail_message (model, res_id, body, message_type, author_id, create_d
     values ('sale.order', 1, '<p>Quotation sent</p>', 'comment', 1, '2026-03-03 12:00', '2026-03-03 12:00');
 ";
 
-/// The SQL that makes an empty database one of Odoo, with the modules base, web, mail, account, sale, stock, point_of_sale and payment.
+/// The SQL that makes an empty database one of Odoo, with some modules installed and some rows in each table.
 ///
 /// Run it as several statements at once. Two databases made by it differ in their `database.uuid` and `database.secret`.
 pub fn create(series: Series) -> String {

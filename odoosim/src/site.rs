@@ -124,7 +124,7 @@ impl Site {
         self.data_dir.join("filestore").join(name)
     }
 
-    /// Makes a database with the tables and rows of [`schema`](crate::schema), and no attachment.
+    /// Makes a database with the tables and rows of [`schema`], and no attachment.
     ///
     /// # Errors
     /// When there is one of that name, or PostgreSQL refuses.

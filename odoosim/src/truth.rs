@@ -234,15 +234,12 @@ fn columns(mut tuple: &str) -> Option<BTreeMap<&str, Option<String>>> {
     while !tuple.is_empty() {
         let (name, rest) = tuple.split_once('[')?;
         let (_, rest) = rest.split_once("]:")?;
-        let (value, rest) = match rest.strip_prefix('\'') {
-            Some(quoted) => {
-                let (value, rest) = unquote(quoted)?;
-                (Some(value), rest.strip_prefix(' ').unwrap_or(rest))
-            }
-            None => {
-                let (value, rest) = rest.split_once(' ').unwrap_or((rest, ""));
-                ((value != "null").then(|| value.to_owned()), rest)
-            }
+        let (value, rest) = if let Some(quoted) = rest.strip_prefix('\'') {
+            let (value, rest) = unquote(quoted)?;
+            (Some(value), rest.strip_prefix(' ').unwrap_or(rest))
+        } else {
+            let (value, rest) = rest.split_once(' ').unwrap_or((rest, ""));
+            ((value != "null").then(|| value.to_owned()), rest)
         };
         let _ = values.insert(name, value);
         tuple = rest;

@@ -68,6 +68,16 @@ impl Worker {
         Ok(row.map(|row| row.text(0)).transpose()?.flatten().map(str::to_owned))
     }
 
+    /// A change of attachments. It would take its lock of the table by itself; but of several that wait for that lock any could be the
+    /// first behind it, and what happens then would not be the seed's choice. So the lock alone is waited for, and the change is sent
+    /// when it is this worker's turn.
+    async fn change(&mut self, what: &'static str, sql: &str) -> Result<Option<String>> {
+        let _ = self.sql(what, "lock table ir_attachment in row exclusive mode").await?;
+        let sets = self.connection.simple_query(sql).await?;
+        let row = sets.last().and_then(|set| set.rows.first());
+        Ok(row.map(|row| row.text(0)).transpose()?.flatten().map(str::to_owned))
+    }
+
     /// Begins a transaction and reads where contents are stored, which fixes what the transaction sees.
     ///
     /// # Errors
@@ -172,7 +182,7 @@ impl Worker {
     /// # Errors
     /// What the server says; the disk's error.
     pub async fn unlink(&mut self, attachment: &Attachment) -> Result<()> {
-        let _ = self.sql("delete", &format!("delete from ir_attachment where id = {}", attachment.id)).await?;
+        let _ = self.change("delete", &format!("delete from ir_attachment where id = {}", attachment.id)).await?;
         match &attachment.store_fname {
             // Modules that keep contents elsewhere delete them there.
             Some(store_fname) if is_local(store_fname) => self.mark(store_fname).await,
@@ -228,18 +238,13 @@ impl Worker {
     }
 
     async fn insert(&mut self, values: &str) -> Result<AttachmentId> {
-        let _: Step = self.pause.here("insert").await;
-        // Drawn before: of several that waited for the same lock, any could be the first to draw its number behind it.
-        let id =
-            self.connection.query_one("select nextval('ir_attachment_id_seq')").await?.required(0)?.parse().unwrap_or_default();
         let now = self.odoo.now().strftime("%Y-%m-%d %H:%M:%S").to_string();
         let sql = format!(
-            "insert into ir_attachment (id, name, res_model, res_id, mimetype, create_uid, create_date, write_uid, write_date, \
-             type, store_fname, db_datas, url, file_size, checksum) values ({id}, 'file.bin', 'res.partner', 1, 'application/octet-stream', \
-             1, '{now}', 1, '{now}', {values})"
+            "insert into ir_attachment (name, res_model, res_id, mimetype, create_uid, create_date, write_uid, write_date, \
+             type, store_fname, db_datas, url, file_size, checksum) values ('file.bin', 'res.partner', 1, 'application/octet-stream', \
+             1, '{now}', 1, '{now}', {values}) returning id"
         );
-        let _ = self.connection.simple_query(&sql).await?;
-        Ok(id)
+        Ok(self.change("insert", &sql).await?.and_then(|id| id.parse().ok()).unwrap_or_default())
     }
 
     async fn update(&mut self, id: AttachmentId, store_fname: &str, content: &Content) -> Result<()> {
@@ -251,7 +256,7 @@ impl Worker {
             content.bytes().len(),
             content.sha1()
         );
-        match self.sql("update", &sql).await? {
+        match self.change("update", &sql).await? {
             Some(_) => Ok(()),
             None => Err(Error::new(ErrorKind::NotFound, "odoo.missing", format!("attachment {id} does not exist"))),
         }
@@ -282,10 +287,10 @@ impl Worker {
             return Ok(content.retro_store_fname());
         }
         let store_fname = content.store_fname();
+        if odoo.rules().marks_existing {
+            self.mark(&store_fname).await?;
+        }
         if self.look(&store_fname, content).await? {
-            if odoo.rules().marks_existing {
-                self.mark(&store_fname).await?;
-            }
             return Ok(store_fname);
         }
         let written = if series.replaces_atomically() {

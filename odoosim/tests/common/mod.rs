@@ -1,6 +1,7 @@
 //! A server per test, and shorthands.
 
 #![allow(dead_code, reason = "not every test binary uses all of it")]
+#![allow(clippy::needless_pass_by_value, reason = "closures are written where they are passed")]
 
 use odoosim::{Attachment, Content, Odoo, Series, Site};
 
