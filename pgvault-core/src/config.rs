@@ -7,6 +7,7 @@
 mod drill;
 mod kms;
 mod load;
+mod odoo;
 mod secret;
 mod store;
 
@@ -19,6 +20,7 @@ use serde::Deserialize;
 pub use drill::{Asks, DrillCheck, DrillConfig, RunnerKind};
 pub use kms::{KmsOptions, VaultAuth};
 pub use load::{load, load_text};
+pub use odoo::OdooConfig;
 pub use secret::SecretSource;
 pub use store::{AzureConfig, ByClass, GcsConfig, ImmutabilityConfig, Job, JobLimits, LimitsConfig, S3Config};
 
@@ -117,6 +119,9 @@ pub struct ClusterConfig {
     /// Restore drills.
     #[serde(default)]
     pub drill: DrillConfig,
+    /// The Odoo that the cluster belongs to.
+    #[serde(default)]
+    pub odoo: OdooConfig,
 }
 
 fn default_level() -> i32 {

@@ -124,6 +124,7 @@ pub mod copy;
 pub mod crypto;
 pub mod env;
 pub mod error;
+pub mod filestore;
 pub mod format;
 pub mod inspect;
 pub mod postgres;

@@ -1,0 +1,3 @@
+//! Odoo's filestore: the documents beside the database.
+
+pub mod separate;
