@@ -97,15 +97,25 @@ pub fn in_database(server: &Server, database: &str, text: &str) -> String {
     server.psql_in(database, text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// Everything that a database is, as `pg_dump` says it.
+/// Everything that a database is, as `pg_dump` says it, line by line. But for where sequences are: PostgreSQL writes that ahead into WAL, and
+/// every recovery skips some numbers.
 #[track_caller]
-pub fn dump(server: &Server, database: &str) -> String {
+pub fn dump(server: &Server, database: &str) -> Vec<String> {
     let mut command = server.client("pg_dump").expect("pg_dump");
     let _ = command.args(["--no-owner", "--no-privileges"]).env("PGDATABASE", database);
     let ran = run(command).ok();
     // Each run has a word of its own to keep psql from taking data for commands.
-    let lines = ran.stdout.lines().filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
-    lines.collect::<Vec<_>>().join("\n")
+    let left_out = ["\\restrict", "\\unrestrict", "SELECT pg_catalog.setval("];
+    ran.stdout.lines().filter(|line| !left_out.iter().any(|start| line.starts_with(start))).map(ToOwned::to_owned).collect()
+}
+
+/// Fails the test with the lines that one has and the other has not.
+#[track_caller]
+pub fn assert_same_dump(one: &[String], other: &[String]) {
+    let less = |all: &[String], without: &[String]| all.iter().filter(|line| !without.contains(line)).cloned().collect::<Vec<_>>();
+    let (gone, new) = (less(one, other), less(other, one));
+    assert!(gone.is_empty() && new.is_empty(), "only in the first: {gone:#?}\nonly in the second: {new:#?}");
+    assert!(one == other, "the same lines in another order");
 }
 
 /// Databases of a server.
