@@ -4,6 +4,7 @@ mod checks;
 pub mod drill;
 mod isolation;
 pub mod neutralise;
+mod odoo;
 mod owner;
 pub mod process;
 mod recovery;

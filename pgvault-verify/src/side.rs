@@ -11,7 +11,6 @@
 //!
 //! A directory that becomes a copy is [sealed](seal()) until it is harmless: nobody else's start of it succeeds.
 
-mod odoo;
 mod references;
 mod seal;
 mod stop;
@@ -28,10 +27,11 @@ use pgvault_core::vault::drill::Point;
 use pgvault_core::{Error, ErrorKind, Result};
 use tempfile::TempDir;
 
-pub use odoo::{HalfUpgraded, OdooDatabase};
+pub use crate::odoo::{HalfUpgraded, OdooDatabase};
 pub use references::{Place, Reference, References};
 pub use seal::{is_sealed, seal};
 
+use crate::odoo::identify;
 use crate::process::{Account, Install, private_folder};
 use crate::recovery::feed::Feed;
 use crate::recovery::recover;
@@ -85,10 +85,25 @@ pub struct Promoted {
 /// The server and what it needs as long as it runs. In the order in which they go.
 struct Started {
     running: Box<dyn Running>,
+    /// Removed when the server has ended, however that came.
+    _trace: Trace,
     install: Install,
     pgdata: PathBuf,
     feed: Feed,
-    folder: TempDir,
+    _folder: TempDir,
+}
+
+/// What every start leaves in the directory: its command line. `pg_ctl restart` would give the next server the isolation of this one.
+struct Trace(PathBuf);
+
+impl Drop for Trace {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.0)
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %self.0.display(), %error, "the command line of an isolated server was not removed");
+        }
+    }
 }
 
 impl Side {
@@ -134,7 +149,14 @@ impl Side {
         ];
         settings.extend(options.settings.iter().cloned());
         let running = runner.start(&site, &settings).await?;
-        let mut server = Started { running, install, pgdata: pgdata.to_path_buf(), feed, folder };
+        let mut server = Started {
+            running,
+            _trace: Trace(pgdata.join("postmaster.opts")),
+            install,
+            pgdata: pgdata.to_path_buf(),
+            feed,
+            _folder: folder,
+        };
         let recovered = match recover(&mut *server.running, plan, &server.feed, options.timeout).await {
             Ok(recovered) => recovered,
             Err(failed) => {
@@ -309,28 +331,19 @@ impl Started {
         let mut found = Vec::new();
         for database in self.databases().await? {
             let mut sql = self.connect(&database).await?;
-            found.extend(odoo::identify(&mut sql, &database).await?);
+            found.extend(identify(&mut sql, &database).await?);
             sql.close().await;
         }
         Ok(found)
     }
 
-    /// Ends the server, if it still runs, and removes what a start leaves in the directory.
+    /// Ends the server, if it still runs; waits where waiting disturbs nobody.
     async fn end(self) -> Result<()> {
         blocking(move || {
-            let Self { running, install: _, pgdata, feed, folder } = self;
-            drop((running, feed, folder));
-            // `pg_ctl restart` would start the next server with the isolation that this one had.
-            remove_if_there(&pgdata.join("postmaster.opts"))
+            drop(self);
+            Ok(())
         })
         .await
-    }
-}
-
-fn remove_if_there(path: &Path) -> Result<()> {
-    match fs::remove_file(path) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(Error::io("remove", path, e)),
-        _ => Ok(()),
     }
 }
 

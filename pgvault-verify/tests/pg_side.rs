@@ -1,8 +1,6 @@
 //! Restored directories that are started where they lie, asked, and left or made copies of. On a real PostgreSQL, of the version in
 //! `PGVAULT_TEST_PG`.
 
-#![expect(clippy::unwrap_used, reason = "also in the helpers of a test, a failure is a panic")]
-
 mod world;
 
 use std::fs;
@@ -247,7 +245,9 @@ fn a_target_that_is_not_reached_is_an_error_and_nothing_is_left() {
     let error = world.block_on(world.start_in(&Restored { plan: plan.clone(), pgdata: pgdata.clone() })).unwrap_err();
     assert_eq!((error.code(), error.kind()), ("side.recovery", ErrorKind::Failed));
     assert!(error.to_string().contains("the WAL in the vault ends before it"), "{error}");
-    assert!(!pgdata.join("postmaster.pid").exists());
+    for name in ["postmaster.pid", "postmaster.opts"] {
+        assert!(!pgdata.join(name).exists(), "{name}");
+    }
     // At the end of WAL nothing pauses, so it is not even tried.
     let mut end = plan.clone();
     end.stop = Stop::End;

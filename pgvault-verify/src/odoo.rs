@@ -32,7 +32,7 @@ pub struct HalfUpgraded {
 ///
 /// # Errors
 /// When the server cannot be asked.
-pub(super) async fn identify(sql: &mut Connection, name: &str) -> Result<Option<OdooDatabase>> {
+pub(crate) async fn identify(sql: &mut Connection, name: &str) -> Result<Option<OdooDatabase>> {
     if sql.query_one("SELECT to_regclass('public.ir_module_module') IS NOT NULL").await?.required(0)? != "t" {
         return Ok(None);
     }
@@ -41,16 +41,7 @@ pub(super) async fn identify(sql: &mut Connection, name: &str) -> Result<Option<
     let rows = async |sql: &mut Connection, statement: &str| {
         Ok::<_, pgvault_core::Error>(sql.simple_query(statement).await?.pop().unwrap_or_default().rows)
     };
-    // Odoo commits after each module, so a moment within an upgrade shows a mixture.
-    for row in rows(
-        sql,
-        "SELECT name, state FROM public.ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove') ORDER BY 1",
-    )
-    .await?
-    {
-        let module = HalfUpgraded { name: row.required(0)?.to_owned(), state: row.required(1)?.to_owned() };
-        database.half_upgraded.push(module);
-    }
+    database.half_upgraded = half_upgraded(sql).await?;
     for row in rows(sql, "SELECT latest_version FROM public.ir_module_module WHERE name = 'base'").await? {
         database.version = row.text(0)?.map(ToOwned::to_owned);
     }
@@ -66,4 +57,15 @@ pub(super) async fn identify(sql: &mut Connection, name: &str) -> Result<Option<
         }
     }
     Ok(Some(database))
+}
+
+/// Modules that an upgrade has not come to the end of. Odoo commits after each, so a moment within an upgrade shows a mixture.
+///
+/// # Errors
+/// When the server cannot be asked.
+pub(crate) async fn half_upgraded(sql: &mut Connection) -> Result<Vec<HalfUpgraded>> {
+    let statement =
+        "SELECT name, state FROM public.ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove') ORDER BY 1";
+    let rows = sql.simple_query(statement).await?.pop().unwrap_or_default().rows;
+    rows.iter().map(|row| Ok(HalfUpgraded { name: row.required(0)?.to_owned(), state: row.required(1)?.to_owned() })).collect()
 }
