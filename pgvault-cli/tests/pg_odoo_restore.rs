@@ -5,11 +5,12 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::Path;
+use std::time::Duration;
 
 use common::odoo::{Shop, UUID, assert_same_dump, databases, dump, in_database};
-use common::{run, sql};
+use common::{Running, run, sql, wait_until};
 use pgvault_verify::process::Outcome;
 use pgvault_verify::side::is_sealed;
 use serde_json::Value;
@@ -110,11 +111,15 @@ fn a_copy_of_the_cluster_is_harmless_before_anybody_can_start_it() {
     let shop = Shop::new();
     let (pgdata, files) = (shop.fresh("copy"), shop.fresh("files"));
     let arguments = ["restore", "--to", "latest", "--pgdata", pgdata.to_str().unwrap(), "--filestore", files.to_str().unwrap()];
-    let json = shop.json(&arguments).ok().json();
+    let json = shop.json_as_tester(&arguments).ok().json();
     assert_eq!(json["odoo"][0]["neutralised"], true);
+    let owner = shop.site().account.uid();
+    for name in [".", "base", "PG_VERSION", "postgresql.auto.conf", "global/pg_control"] {
+        assert_eq!(fs::metadata(pgdata.join(name)).unwrap().uid(), owner, "{name}");
+    }
     assert!(!is_sealed(&pgdata).unwrap() && !pgdata.join("recovery.signal").exists());
     let mut server = shop.site().launch(&pgdata);
-    assert_eq!(server.wait_until_paused_or_promoted(std::time::Duration::from_secs(60)).unwrap(), Outcome::Promoted);
+    assert_eq!(server.wait_until_paused_or_promoted(Duration::from_secs(60)).unwrap(), Outcome::Promoted);
     assert_eq!(in_database(&server, "shop", "select value from ir_config_parameter where key = 'database.is_neutralized'"), "true");
     let settings = fs::read_to_string(pgdata.join("postgresql.auto.conf")).unwrap();
     assert!(settings.contains("archive_mode = 'off'"), "{settings}");
@@ -127,6 +132,40 @@ fn a_copy_of_the_cluster_is_harmless_before_anybody_can_start_it() {
     let arguments = ["restore", "--to", "latest", "--pgdata", pgdata.to_str().unwrap(), "--filestore", files.to_str().unwrap()];
     shop.json(&arguments).expect(1).says("restore.no_filestore");
     assert!(is_sealed(&pgdata).unwrap());
+}
+
+/// While the copy still is production's twin, nobody gets in; and when the restore is told to stop just then, nobody ever will.
+#[test]
+fn nothing_can_connect_to_a_copy_before_its_assertions_have_passed() {
+    let shop = Shop::new();
+    let modules = shop.site().write("modules.sql", "UPDATE ir_cron SET active = true;\nSELECT pg_sleep(300);\n");
+    let (pgdata, files) = (shop.fresh("copy"), shop.fresh("files"));
+    let mut command =
+        shop.site().pgvault(&["restore", "--to", "latest", "--neutralise-sql", modules.to_str().unwrap(), "--pgdata"]);
+    let _ = command.arg(&pgdata).arg("--filestore").arg(&files);
+    let restoring = Running::new(command.spawn().unwrap());
+    // Open for writing, with everything live that its modules have switched on again.
+    let postmaster = || fs::read_to_string(pgdata.join("postmaster.pid")).unwrap_or_default();
+    wait_until("the copy is promoted and being neutralised", Duration::from_secs(120), || {
+        !pgdata.join("recovery.signal").exists() && postmaster().lines().nth(7).is_some_and(|state| state.trim() == "ready")
+    });
+    assert!(is_sealed(&pgdata).unwrap());
+    let known = postmaster();
+    let line = |number: usize| known.lines().nth(number).unwrap_or_default().trim();
+    let (pid, port, sockets, address) = (line(0), line(3), line(4), line(5));
+    assert_eq!(address, "", "it listens on no address: {known}");
+    assert_eq!(fs::metadata(sockets).unwrap().mode() & 0o777, 0o700, "{sockets}");
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port.parse().unwrap())).is_err());
+    let process = Path::new("/proc").join(pid);
+    assert!(process.exists());
+
+    assert_eq!(restoring.terminate(), Some(1));
+    wait_until("its server is gone", Duration::from_secs(20), || !process.exists());
+    assert!(is_sealed(&pgdata).unwrap() && !pgdata.join("postmaster.opts").exists());
+    let mut postgres = shop.site().command(shop.site().install.program("postgres").unwrap());
+    let _ = postgres.arg("-D").arg(&pgdata);
+    run(postgres).expect(1).says("no socket created for listening");
+    shop.assert_nothing_left();
 }
 
 /// A custom module brings a mail server of its own and no way to switch it off: the copy is not given to anybody.

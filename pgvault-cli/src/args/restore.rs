@@ -98,7 +98,7 @@ pub(crate) struct OneDatabaseArgs {
     #[arg(long, value_name = "NAME", requires = "into", conflicts_with_all = ["delta", "target_action"])]
     pub(crate) database: Option<String>,
 
-    /// The server to make it in: libpq keywords or a URI, of a role that may create databases
+    /// The server to make it in: libpq keywords or a URI, of a role that may create databases and will own it
     #[arg(long, value_name = "CONNINFO", requires = "database")]
     pub(crate) into: Option<String>,
 

@@ -80,6 +80,14 @@ impl Shop {
         run(self.site().pgvault(&[&["--output", "json"], arguments].concat()))
     }
 
+    /// As whoever runs the tests; root hands what it restores to the account that runs the server.
+    pub fn json_as_tester(&self, arguments: &[&str]) -> Ran {
+        let mut command = std::process::Command::new(self.site().path("pgvault"));
+        let _ = command.arg("--config").arg(self.site().path("pgvault.toml")).args(["--output", "json"]).args(arguments);
+        let _ = command.current_dir(self.site().folder());
+        run(command)
+    }
+
     /// A folder of the server's account that does not exist yet.
     pub fn fresh(&self, name: &str) -> PathBuf {
         self.site().fresh(name)
