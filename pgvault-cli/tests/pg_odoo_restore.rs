@@ -109,9 +109,29 @@ fn as_production_changes_no_row() {
 #[test]
 fn a_copy_of_the_cluster_is_harmless_before_anybody_can_start_it() {
     let shop = Shop::new();
-    let (pgdata, files) = (shop.fresh("copy"), shop.fresh("files"));
-    let arguments = ["restore", "--to", "latest", "--pgdata", pgdata.to_str().unwrap(), "--filestore", files.to_str().unwrap()];
-    let json = shop.json_as_tester(&arguments).ok().json();
+    // Another shop, of an older version, and called as badly as it may be.
+    let hostile = "o'd \"shop\" = ü";
+    let _ = sql(shop.production(), &format!("create database \"{}\"", hostile.replace('"', "\"\"")));
+    let _ = in_database(shop.production(), hostile, common::odoo::OLD_SHOP);
+    shop.archive();
+    let modules = shop.site().write("modules.sql", "UPDATE ir_module_module SET latest_version = 'was here';");
+    let files = shop.fresh("files");
+    let plain = ["--filestore", files.to_str().unwrap(), "--neutralise-sql"];
+    let pgdata = shop.fresh("copy");
+    let first = ["restore", "--to", "latest", "--pgdata", pgdata.to_str().unwrap()];
+    shop.json(&[&first, &plain[..], &[modules.to_str().unwrap()]].concat()).expect(2).says("does not say for which");
+    assert!(is_sealed(&pgdata).unwrap());
+
+    let pgdata = shop.fresh("copy");
+    let given = format!("{hostile}={}", modules.display());
+    let first = ["restore", "--to", "latest", "--pgdata", pgdata.to_str().unwrap()];
+    let json = shop.json_as_tester(&[&first, &plain[..], &[&given]].concat()).ok().json();
+    let names: Vec<&str> = json["odoo"].as_array().unwrap().iter().map(|odoo| odoo["database"].as_str().unwrap()).collect();
+    assert_eq!(names, [hostile, "shop"]);
+    assert_eq!((&json["odoo"][0]["module_statements"], &json["odoo"][1]["module_statements"]), (&Value::from(1), &Value::from(0)));
+    assert_eq!(json["odoo"][0]["found"]["payment_acquirers"]["disabled"], 1);
+    assert_eq!(json["odoo"][1]["neutralised"], true);
+    assert!(json["warnings"][0].as_str().unwrap().contains("s3://"), "{json:#}");
     assert_eq!(json["odoo"][0]["neutralised"], true);
     let owner = shop.site().account.uid();
     for name in [".", "base", "PG_VERSION", "postgresql.auto.conf", "global/pg_control"] {
@@ -121,6 +141,8 @@ fn a_copy_of_the_cluster_is_harmless_before_anybody_can_start_it() {
     let mut server = shop.site().launch(&pgdata);
     assert_eq!(server.wait_until_paused_or_promoted(Duration::from_secs(60)).unwrap(), Outcome::Promoted);
     assert_eq!(in_database(&server, "shop", "select value from ir_config_parameter where key = 'database.is_neutralized'"), "true");
+    assert_eq!(in_database(&server, hostile, "select count(*) from ir_cron where active"), "1");
+    assert_eq!(in_database(&server, hostile, "select distinct latest_version from ir_module_module"), "was here");
     let settings = fs::read_to_string(pgdata.join("postgresql.auto.conf")).unwrap();
     assert!(settings.contains("archive_mode = 'off'"), "{settings}");
     drop(server);

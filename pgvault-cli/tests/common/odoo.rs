@@ -11,6 +11,9 @@ use super::{Ran, Site, run, switch_and_archive};
 /// Tables of Odoo 18 with what a shop has in them.
 pub const SHOP: &str = include_str!("../../../pgvault-verify/tests/odoo/18.sql");
 
+/// Tables of Odoo 14.
+pub const OLD_SHOP: &str = include_str!("../../../pgvault-verify/tests/odoo/14.sql");
+
 /// The uuid of the database that [`SHOP`] makes.
 pub const UUID: &str = "6e0b1a3c-1111-4222-8333-944445555666";
 

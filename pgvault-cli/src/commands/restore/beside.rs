@@ -69,10 +69,17 @@ pub(super) async fn run(
         ensure_separate(target, &source)?;
     }
     let destination = destination(args)?;
-    if let Some(destination) = &destination {
-        destination.ensure_free().await?;
-    }
+    let into = match &destination {
+        Some(destination) => Some(destination.ensure_free().await?),
+        None => None,
+    };
     let chosen = choose(context, printer, args, target, choice).await?;
+    let major = chosen.plan.snapshot.manifest.major;
+    if let Some(into) = into.filter(|into| *into < major) {
+        printer.warn(format_args!(
+            "the server of --into is PostgreSQL {into}, and the database is from PostgreSQL {major}: what is newer may be refused"
+        ));
+    }
     if args.dry_run {
         show(printer, &chosen.plan);
         printer.summary(&describe(&chosen.plan, chosen.place));
@@ -283,7 +290,12 @@ impl Beside<'_> {
             ));
         }
         match (&self.destination, self.is_production()) {
-            (Some(destination), _) => self.printer.line(format_args!("the database is there as `{}`", destination.name)),
+            (Some(destination), _) => {
+                self.printer.line(format_args!("the database is there as `{}`", destination.name));
+                if self.args.pgdata.is_some() {
+                    self.printer.line(format_args!("{} was for the work, and stays sealed: remove it", pgdata.display()));
+                }
+            }
             (None, true) => self.printer.line(format_args!(
                 "production is in {}, in recovery at {}; start PostgreSQL on it",
                 pgdata.display(),

@@ -25,16 +25,17 @@ pub(super) struct Destination {
 }
 
 impl Destination {
-    /// Makes sure that the server has no such database.
+    /// Makes sure that the server has no such database, and gives the server's major version.
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] with the code `restore.database_exists` when it has, and when it cannot be asked.
-    pub(super) async fn ensure_free(&self) -> Result<()> {
+    pub(super) async fn ensure_free(&self) -> Result<u32> {
         let mut sql = self.connect().await?;
+        let major = sql.server_major()?;
         let statement = format!("SELECT count(*) FROM pg_catalog.pg_database WHERE datname = {}", quote_literal(&self.name));
         let count = sql.query_one(&statement).await?;
         sql.close().await;
-        if count.required(0)? == "0" { Ok(()) } else { Err(self.exists()) }
+        if count.required(0)? == "0" { Ok(major) } else { Err(self.exists()) }
     }
 
     fn exists(&self) -> Error {

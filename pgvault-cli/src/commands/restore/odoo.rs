@@ -30,8 +30,8 @@ impl ModuleSql {
     pub(super) fn read(given: &[String]) -> Result<Self> {
         let mut by_database = BTreeMap::new();
         for text in given {
-            // A file whose name has `=` in it is one of its own.
-            let (database, path) = match text.split_once('=') {
+            // A file whose name has `=` in it is one of its own; a database may be called anything.
+            let (database, path) = match text.rsplit_once('=') {
                 Some((database, path)) if !PathBuf::from(text).exists() => (Some(database.to_owned()), PathBuf::from(path)),
                 _ => (None, PathBuf::from(text)),
             };
