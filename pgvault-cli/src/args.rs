@@ -1,9 +1,13 @@
 //! The command line.
 
+mod restore;
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pgvault_core::postgres::{Lsn, SystemId};
+
+pub(crate) use restore::{Action, RestoreArgs};
 
 use crate::exit;
 
@@ -348,61 +352,6 @@ pub(crate) struct WalCheckArgs {
     /// Also compare what is stored twice: parts with the segment that followed them
     #[arg(long)]
     pub(crate) deep: bool,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Action {
-    /// Stay open for reading
-    Pause,
-    /// Become a primary
-    Promote,
-    /// Shut down
-    Shutdown,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct RestoreArgs {
-    #[command(flatten)]
-    pub(crate) cluster: ClusterArgs,
-
-    #[command(flatten)]
-    pub(crate) place: FromArgs,
-
-    /// RFC 3339 time with zone, lsn:X/Y, xid:N, name:NAME, latest, immediate or last-verified
-    #[arg(long, value_name = "TARGET")]
-    pub(crate) to: String,
-
-    /// The data directory to write: empty or missing, unless --delta
-    #[arg(long, value_name = "DIR")]
-    pub(crate) pgdata: PathBuf,
-
-    /// Rewrite only what differs in an existing data directory, and delete what does not belong
-    #[arg(long)]
-    pub(crate) delta: bool,
-
-    /// Print what would be done, and why
-    #[arg(long)]
-    pub(crate) dry_run: bool,
-
-    /// Where a tablespace goes; needed for each
-    #[arg(long = "tablespace-mapping", value_name = "OLD=NEW", value_parser = key_value)]
-    pub(crate) tablespace_mapping: Vec<(String, String)>,
-
-    /// Start from this backup instead of the newest that fits
-    #[arg(long, value_name = "ID")]
-    pub(crate) backup: Option<String>,
-
-    /// Follow this timeline instead of the newest
-    #[arg(long, value_name = "N")]
-    pub(crate) timeline: Option<u32>,
-
-    /// What the server does when it reaches the target
-    #[arg(long, value_enum, default_value_t = Action::Pause)]
-    pub(crate) target_action: Action,
-
-    /// Set `archive_mode` = off in the restored cluster, so that a copy does not archive beside the original
-    #[arg(long)]
-    pub(crate) archive_off: bool,
 }
 
 #[derive(Debug, Args)]

@@ -1,5 +1,8 @@
 //! One file per command.
 
+use pgvault_core::{Error, ErrorKind};
+use tokio::signal::unix::{SignalKind, signal};
+
 pub(crate) mod backup;
 pub(crate) mod completions;
 pub(crate) mod copy;
@@ -19,3 +22,17 @@ pub(crate) mod status;
 pub(crate) mod undelete;
 pub(crate) mod verify;
 pub(crate) mod wal;
+
+/// Gives this error when the program is told to stop: what runs beside it is then dropped, with its servers and its folders.
+pub(crate) async fn interrupted(code: &'static str, message: &str) -> Error {
+    let failed = |e: std::io::Error| Error::new(ErrorKind::Failed, "signal", format!("listen for signals: {e}"));
+    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => return failed(error),
+    };
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Error::new(ErrorKind::Failed, code, message)
+}

@@ -15,7 +15,7 @@ pub(crate) const HELP: &str = "Exit codes:
   1   failed
   2   wrong usage or configuration
   3   done, but incomplete (bad pages were found; a drill had no room for all)
-  4   verification failed: stored data is damaged or missing
+  4   verification failed: stored data is damaged or missing, or a restored copy is not harmless
   5   the recovery target lies outside what can be restored
   6   PostgreSQL cannot be reached or used
   10  there is no vault, or no such cluster in it
@@ -51,7 +51,7 @@ impl From<Status> for ExitCode {
 pub(crate) fn of(error: &Error) -> u8 {
     match error.kind() {
         ErrorKind::Usage => USAGE,
-        ErrorKind::Corrupt => 4,
+        ErrorKind::Corrupt | ErrorKind::Unfit => 4,
         ErrorKind::OutsideWindow => 5,
         ErrorKind::Source => 6,
         ErrorKind::NoVault => 10,

@@ -44,6 +44,8 @@ pub enum ErrorKind {
     Storage,
     /// Written by a newer pgvault, or a PostgreSQL feature that is not supported.
     Unsupported,
+    /// What was restored did not pass a check that it has to pass before it is used.
+    Unfit,
 }
 
 /// An error of the engine; see the [module documentation](self) for its rules.

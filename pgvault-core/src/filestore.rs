@@ -24,6 +24,7 @@
 //! | [`catalog`] | which names are in the vault, as sorted runs that are merged |
 //! | [`pass`] | what a pass leaves in the vault |
 //! | [`capture`] | a pass |
+//! | [`separate`] | that a restored filestore shares nothing with the original |
 //! | [`fetch`] | exactly the files that a database refers to, into a directory |
 
 pub mod capture;
@@ -35,5 +36,6 @@ pub mod find;
 pub mod instance;
 pub mod names;
 pub mod pass;
+pub mod separate;
 pub(crate) mod space;
 pub mod tree;

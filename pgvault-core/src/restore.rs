@@ -8,6 +8,7 @@ pub mod branch;
 pub mod changes;
 mod delta;
 mod files;
+pub mod mark;
 pub mod plan;
 mod recovery;
 mod run;

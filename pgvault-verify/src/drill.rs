@@ -14,11 +14,9 @@
 //! write. Page checksums come last, when the server has stopped and every file is whole.
 
 mod facts;
-mod feed;
 mod folder;
 mod options;
 mod promise;
-mod recovery;
 mod rolled;
 mod room;
 
@@ -27,7 +25,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use pgvault_core::postgres::Connection;
-use pgvault_core::restore::plan::{Plan, PlanOptions, Stop, plan};
+use pgvault_core::restore::plan::{Plan, PlanOptions, plan};
 use pgvault_core::restore::target::Target;
 use pgvault_core::restore::{RestoreCommand, RestoreOptions, TargetAction, restore};
 use pgvault_core::vault::drill::{self as receipts, Check, Outcome, Phase, Receipt, SignedReceipt, Verdict};
@@ -40,9 +38,11 @@ pub use options::{DrillOptions, Wish};
 pub use crate::checks::{Assertion, Question};
 
 use crate::checks::{self, Found, Recovered, Restored};
+use crate::owner::{Owner, own};
+use crate::recovery;
+use crate::recovery::feed::Feed;
 use crate::runner::{Needs, Runner, Running, Site, why};
 use crate::task::blocking;
-use feed::Feed;
 use folder::Folder;
 use room::Room;
 
@@ -180,10 +180,7 @@ impl<'a> Run<'a> {
             Err(error) => return Err(error),
         };
         // At the end of WAL a server would open by itself; paused there it can be looked at first.
-        if plan.stop == Stop::End {
-            // A server that finds no record behind the end of its backup does not notice that it is consistent.
-            plan.stop = plan.last_record.map_or(Stop::Consistent, |lsn| Stop::Lsn { lsn, inclusive: true });
-        }
+        plan.pin();
         let manifest = &plan.snapshot.manifest;
         self.start_of_base = manifest.start_lsn.0;
         self.receipt.backup_id = Some(manifest.id);
@@ -308,7 +305,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes the files of the backup.
-    async fn restore(&mut self, plan: &Plan, folder: &Folder, owner: folder::Owner) -> Result<Result<(), Over>> {
+    async fn restore(&mut self, plan: &Plan, folder: &Folder, owner: Owner) -> Result<Result<(), Over>> {
         let began = Instant::now();
         let manifest = &plan.snapshot.manifest;
         let options = self.restore_options(plan, folder);
@@ -322,8 +319,8 @@ impl<'a> Run<'a> {
         };
         let (data, spaces) = (folder.pgdata(), folder.path().join("ts"));
         blocking(move || {
-            folder::own(&data, owner)?;
-            if spaces.exists() { folder::own(&spaces, owner) } else { Ok(()) }
+            own(&data, owner)?;
+            if spaces.exists() { own(&spaces, owner) } else { Ok(()) }
         })
         .await?;
         self.phase("fetch", began);

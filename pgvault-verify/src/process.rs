@@ -29,6 +29,7 @@ use std::time::Duration;
 
 pub use account::Account;
 pub use adopt::Adopt;
+pub(crate) use adopt::hand_over;
 pub use builder::{Auth, ServerBuilder};
 pub use install::{Install, Version};
 pub(crate) use server::private_folder;
@@ -183,7 +184,7 @@ fn command_line(command: &Command) -> String {
 }
 
 /// Variables that would lead a program of PostgreSQL to another server, database or option file than the one meant.
-fn without_libpq_environment(command: &mut Command) -> &mut Command {
+pub(crate) fn without_libpq_environment(command: &mut Command) -> &mut Command {
     for (name, _) in std::env::vars_os() {
         // PGVAULT_* stays: a restore_command may be configured by it.
         if name.to_str().is_some_and(|name| name.starts_with("PG") && !name.starts_with("PGVAULT_")) {

@@ -1,13 +1,24 @@
 //! `pgvault restore`
+//!
+//! Two ways. Without documents and for the whole cluster, the files are written and whoever starts PostgreSQL on them recovers. Where
+//! somebody has to ask the database at the target ([`beside`]), for its documents or to make it harmless, a server is started on the files
+//! first.
+
+mod beside;
+mod database;
+mod files;
+mod odoo;
+
+use std::path::PathBuf;
 
 use pgvault_core::copy::either::{Answer, ask};
 use pgvault_core::postgres::TimelineId;
 use pgvault_core::restore::plan::{Plan, PlanOptions, plan};
 use pgvault_core::restore::target::Target;
-use pgvault_core::restore::{RestoreCommand, RestoreOptions, TargetAction, restore};
+use pgvault_core::restore::{RestoreCommand, RestoreOptions, Restored, TargetAction, restore};
 use pgvault_core::vault::Cluster;
 use pgvault_core::{Error, ErrorKind, Result};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::args::{Action, Cli, RestoreArgs};
 use crate::context::{Context, Place, parse_id};
@@ -15,37 +26,22 @@ use crate::exit::Status;
 use crate::output::{self, Printer};
 
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Result<Status> {
-    let target: Target = args.to.parse()?;
+    let target = target(args)?;
     let choice = PlanOptions { backup: args.backup.as_deref().map(parse_id).transpose()?, timeline: args.timeline.map(TimelineId) };
     let context = Context::load(cli)?;
-    let (_, config) = context.cluster(&args.cluster)?;
-    let workers = config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from));
-    let Chosen { place, cluster, plan } = choose(&context, printer, args, &target, choice).await?;
+    if beside::is_wanted(args)? {
+        return Box::pin(beside::run(&context, printer, args, &target, choice)).await;
+    }
+    let chosen = choose(&context, printer, args, &target, choice).await?;
     if args.dry_run {
-        show(printer, &plan);
-        printer.summary(&describe(&plan, place));
+        show(printer, &chosen.plan);
+        printer.summary(&describe(&chosen.plan, chosen.place));
         return Ok(Status::Done);
     }
-    let pgdata = std::path::absolute(&args.pgdata).map_err(|e| Error::io("resolve", &args.pgdata, e))?;
-    let options = RestoreOptions {
-        pgdata,
-        delta: args.delta,
-        tablespace_mapping: args.tablespace_mapping.iter().map(|(old, new)| (old.clone(), new.into())).collect(),
-        restore_command: restore_command(&context, &cluster)?,
-        action: match args.target_action {
-            Action::Pause => TargetAction::Pause,
-            Action::Promote => TargetAction::Promote,
-            Action::Shutdown => TargetAction::Shutdown,
-        },
-        archive_off: args.archive_off,
-        workers,
-        progress: printer.progress(),
-    };
-    let restored = restore(&cluster, &plan, &options).await?;
-    for warning in &restored.warnings {
-        printer.warn(warning);
-    }
-    show(printer, &plan);
+    let given = args.pgdata.as_ref().ok_or_else(|| Error::new(ErrorKind::Usage, "usage.pgdata", "--pgdata is missing"))?;
+    let pgdata = absolute(given)?;
+    let options = options(&context, printer, args, &chosen.cluster, pgdata)?;
+    let restored = write(printer, &chosen, &options).await?;
     printer.line(format_args!(
         "restored {} of {} to {} in {:.1} s; start PostgreSQL on it to recover to {target}",
         output::bytes(restored.bytes_written),
@@ -53,15 +49,70 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
         options.pgdata.display(),
         restored.duration.as_secs_f64()
     ));
-    let mut summary = describe(&plan, place);
-    if let Value::Object(fields) = &mut summary {
-        let _ = fields.insert("bytes_written".into(), restored.bytes_written.into());
-        let _ = fields.insert("duration_ms".into(), u64::try_from(restored.duration.as_millis()).unwrap_or(u64::MAX).into());
-        let _ = fields.insert("warnings".into(), json!(restored.warnings));
-        let _ = fields.insert("peak_rss_bytes".into(), json!(super::backup::peak_rss_bytes()));
-    }
-    printer.summary(&summary);
+    printer.summary(&summary(&chosen, &restored));
     Ok(Status::Done)
+}
+
+/// What is to be restored.
+fn target(args: &RestoreArgs) -> Result<Target> {
+    match (&args.to, &args.to_name) {
+        (Some(target), _) => target.parse(),
+        (None, Some(name)) => format!("name:{name}").parse(),
+        (None, None) => Err(Error::new(ErrorKind::Usage, "usage.to", "either --to or --to-name is needed")),
+    }
+}
+
+fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+    std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))
+}
+
+/// How the files are written, but for what the way decides.
+fn options(context: &Context, printer: &Printer, args: &RestoreArgs, cluster: &Cluster, pgdata: PathBuf) -> Result<RestoreOptions> {
+    let (_, config) = context.cluster(&args.cluster)?;
+    Ok(RestoreOptions {
+        pgdata,
+        delta: args.delta,
+        tablespace_mapping: args.tablespace_mapping.iter().map(|(old, new)| (old.clone(), new.into())).collect(),
+        restore_command: restore_command(context, cluster)?,
+        action: match args.target_action {
+            Action::Pause => TargetAction::Pause,
+            Action::Promote => TargetAction::Promote,
+            Action::Shutdown => TargetAction::Shutdown,
+        },
+        archive_off: args.archive_off,
+        workers: config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)),
+        progress: printer.progress(),
+    })
+}
+
+/// Writes the files, and says what was written from what.
+async fn write(printer: &Printer, chosen: &Chosen<'_>, options: &RestoreOptions) -> Result<Restored> {
+    let restored = restore(&chosen.cluster, &chosen.plan, options).await?;
+    for warning in &restored.warnings {
+        printer.warn(warning);
+    }
+    show(printer, &chosen.plan);
+    Ok(restored)
+}
+
+fn summary(chosen: &Chosen<'_>, restored: &Restored) -> Value {
+    let mut summary = describe(&chosen.plan, chosen.place);
+    extend(
+        &mut summary,
+        [
+            ("bytes_written", restored.bytes_written.into()),
+            ("duration_ms", u64::try_from(restored.duration.as_millis()).unwrap_or(u64::MAX).into()),
+            ("warnings", json!(restored.warnings)),
+            ("peak_rss_bytes", json!(super::backup::peak_rss_bytes())),
+        ],
+    );
+    summary
+}
+
+fn extend<const N: usize>(summary: &mut Value, fields: [(&str, Value); N]) {
+    if let Value::Object(object) = summary {
+        object.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>());
+    }
 }
 
 /// What a restore reads from, all of it.

@@ -19,9 +19,9 @@ use pgvault_verify::runner::docker::image::{containerfile, own};
 use pgvault_verify::runner::docker::{DockerOptions, DockerRunner};
 use pgvault_verify::runner::process::ProcessRunner;
 use serde_json::json;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{BuildImageArgs, Cli, RunnerName, VerifyArgs, VerifyCommand};
+use crate::commands::interrupted;
 use crate::context::{Context, parse_id};
 use crate::exit::Status;
 use crate::output::Printer;
@@ -69,7 +69,7 @@ async fn hold(cli: &Cli, printer: &Printer, args: &VerifyArgs) -> Result<Status>
     };
     let Held { signed, recorded } = tokio::select! {
         held = drill(&cluster, &mut *runner, &options) => held?,
-        error = interrupted() => return Err(error),
+        error = interrupted("drill.interrupted", "interrupted: the copy was removed, and nothing was recorded") => return Err(error),
     };
     report::tell(printer, &cluster, &signed, &args.reports).await?;
     // Said after everything else: what was found is not lost with its record.
@@ -175,20 +175,6 @@ fn assertions(config: &DrillConfig) -> Result<Vec<Assertion>> {
 /// Different for every drill, and small enough to be typed.
 fn seed() -> Result<u64> {
     Ok(u64::from(u32::from_le_bytes(Env::default().random()?)) % 1_000_000_000)
-}
-
-/// Ends when the program is told to stop: what the drill holds is then dropped, its server and its folder with it.
-async fn interrupted() -> Error {
-    let failed = |e: std::io::Error| Error::new(ErrorKind::Failed, "signal", format!("listen for signals: {e}"));
-    let (mut terminate, mut interrupt) = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => return failed(error),
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Error::new(ErrorKind::Failed, "drill.interrupted", "interrupted: the copy was removed, and nothing was recorded")
 }
 
 fn millis(time: Duration) -> u64 {

@@ -7,6 +7,7 @@
 #![expect(clippy::case_sensitive_file_extension_comparisons, reason = "names of objects are what they are")]
 
 pub mod drills;
+pub mod odoo;
 mod vault;
 
 use std::collections::BTreeMap;

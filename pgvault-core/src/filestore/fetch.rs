@@ -86,6 +86,16 @@ pub enum Why {
     },
 }
 
+impl std::fmt::Display for Why {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unknown => write!(f, "was never captured"),
+            Self::MissingAtSource { since } => write!(f, "has been missing at the source since {since:.0} or longer"),
+            Self::DamagedAtSource { since } => write!(f, "has been damaged at the source since {since:.0} or longer"),
+        }
+    }
+}
+
 /// A file that rows refer to and that cannot be had.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Missing {

@@ -132,6 +132,13 @@ impl Finder {
         Ok(data_dir.join("filestore").join(database))
     }
 
+    /// Directories that filestores are known to lie in.
+    pub fn sources(&self) -> Vec<PathBuf> {
+        let data_dir = self.config.data_dir.clone().or_else(|| self.conf.get("data_dir").map(PathBuf::from));
+        let below = data_dir.map(|data_dir| data_dir.join("filestore"));
+        below.into_iter().chain(self.config.filestores.values().cloned()).collect()
+    }
+
     /// The databases that somebody names.
     fn named(&self) -> Vec<String> {
         if self.config.databases.is_empty() { self.conf.databases() } else { self.config.databases.clone() }

@@ -58,6 +58,17 @@ pub struct Plan {
     pub reasons: Vec<String>,
 }
 
+impl Plan {
+    /// Makes the end of WAL a position: without a target a server opens by itself where it finds no more, and replays what was archived
+    /// meanwhile. At a position it pauses, and can be looked at first.
+    pub fn pin(&mut self) {
+        if self.stop == Stop::End {
+            // A server that finds no record behind the end of its backup does not notice that it is consistent.
+            self.stop = self.last_record.map_or(Stop::Consistent, |lsn| Stop::Lsn { lsn, inclusive: true });
+        }
+    }
+}
+
 /// Choices that narrow a plan.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PlanOptions {

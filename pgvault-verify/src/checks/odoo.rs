@@ -75,15 +75,10 @@ async fn identity(sql: &mut Connection) -> Result<Found> {
     })
 }
 
-/// No module is half installed: Odoo commits after each, so a moment within an upgrade shows a mixture.
+/// No module is half installed.
 async fn modules(sql: &mut Connection) -> Result<Found> {
-    let rows = ask(
-        sql,
-        "SELECT name || ' (' || state || ')' FROM public.ir_module_module WHERE state IN ('to install', 'to upgrade', 'to remove') ORDER BY 1",
-    )
-    .await?
-    .rows;
-    let half: Vec<String> = rows.iter().map(|row| row.required(0).map(ToOwned::to_owned)).collect::<Result<_>>()?;
+    let half = crate::odoo::half_upgraded(sql).await?;
+    let half: Vec<String> = half.iter().map(|module| format!("{} ({})", module.name, module.state)).collect();
     let count = sql
         .query_one("SELECT count(*), max(latest_version) FILTER (WHERE name = 'base') FROM public.ir_module_module WHERE state = 'installed'")
         .await?;

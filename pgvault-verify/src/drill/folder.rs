@@ -11,7 +11,7 @@
 //! the server and removes the folder. It never touches a folder whose lock is held, nor a process that does not run on such a folder.
 
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, lchown};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -25,9 +25,6 @@ const PREFIX: &str = "pgvault-drill-";
 
 /// How long a server that was left behind may take to end.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// User and group that own the files of a copy.
-pub(crate) type Owner = (u32, u32);
 
 /// The folder of a living drill; removed when it is dropped.
 #[derive(Debug)]
@@ -104,23 +101,6 @@ impl Drop for Folder {
 pub(crate) fn free_bytes(path: &Path) -> Result<u64> {
     let stat = rustix::fs::statvfs(path).map_err(|e| Error::io("ask for the free space of", path, e.into()))?;
     Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
-/// Gives a file, or a folder with everything in it, to the account that runs the server. Links are given away themselves.
-///
-/// # Errors
-/// When a file cannot be changed.
-pub(crate) fn own(path: &Path, owner: Owner) -> Result<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    lchown(path, Some(owner.0), Some(owner.1)).map_err(|e| Error::io("change the owner of", path, e))?;
-    if fs::symlink_metadata(path).map_err(|e| Error::io("read", path, e))?.is_dir() {
-        for entry in fs::read_dir(path).map_err(|e| Error::io("list", path, e))? {
-            own(&entry.map_err(|e| Error::io("list", path, e))?.path(), owner)?;
-        }
-    }
-    Ok(())
 }
 
 /// Ends and removes what drills that were killed left in `base`; gives the folders that are gone.

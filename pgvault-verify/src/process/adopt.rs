@@ -143,7 +143,10 @@ fn is_roots(path: &Path) -> Result<bool> {
 
 /// A restore by root leaves files of root, tablespaces included. What a tablespace link points to is handed over only
 /// when it is root's as well: then no server can be running on it.
-fn hand_over(account: &Account, pgdata: &Path) -> Result<()> {
+///
+/// # Errors
+/// When a file cannot be given away.
+pub(crate) fn hand_over(account: &Account, pgdata: &Path) -> Result<()> {
     account.own(pgdata)?;
     let links = pgdata.join("pg_tblspc");
     let Ok(entries) = fs::read_dir(&links) else { return Ok(()) };

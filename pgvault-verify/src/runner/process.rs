@@ -37,7 +37,7 @@ impl ProcessRunner {
         Self { pod: Some(name), ..self }
     }
 
-    fn install(&self) -> Result<&Install> {
+    pub(crate) fn install(&self) -> Result<&Install> {
         self.install.as_ref().ok_or_else(|| Error::new(ErrorKind::Failed, "drill.runner", "the runner was not prepared"))
     }
 }

@@ -24,6 +24,7 @@ pub(super) const RM_XACT: u8 = 1;
 /// The bits of `xl_info` that the resource manager owns.
 pub(super) const RMGR_INFO: u8 = 0xF0;
 
+const XLOG_CHECKPOINT_SHUTDOWN: u8 = 0x00;
 pub(super) const XLOG_SWITCH: u8 = 0x40;
 const XLOG_RESTORE_POINT: u8 = 0x70;
 pub(super) const XLOG_OVERWRITE_CONTRECORD: u8 = 0xD0;
@@ -192,6 +193,12 @@ impl<'a> WalRecord<'a> {
         let name = data.get(8..72)?;
         let name = name.split(|b| *b == 0).next()?;
         Some(RestorePoint { name: String::from_utf8_lossy(name).into_owned(), lsn: self.lsn, end: self.end, time })
+    }
+
+    /// True for the checkpoint of a server that stops: recovery that was interrupted behind it goes on behind it, and does not read
+    /// it again.
+    pub fn is_shutdown_checkpoint(&self) -> bool {
+        self.resource_manager == RM_XLOG && self.info & RMGR_INFO == XLOG_CHECKPOINT_SHUTDOWN
     }
 
     /// True for the record that ends a segment early.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! PostgreSQL -> restore_command (a shell script) -> want/NAME
-//!                                                      |  the drill sees it, and fetches from the vault
+//!                                                      |  we see it, and fetch from the vault
 //!               PostgreSQL <- script <- have/NAME  <---'  or none/NAME: the archive ends; fail/NAME: trouble
 //! ```
 //!
@@ -23,7 +23,7 @@ use pgvault_core::wal::fetch;
 use pgvault_core::{Error, ErrorKind, Result};
 use tokio::task::{JoinHandle, JoinSet};
 
-use super::folder::{Owner, own};
+use crate::owner::{Owner, own};
 
 /// How often it is looked for requests.
 const POLL: Duration = Duration::from_millis(5);

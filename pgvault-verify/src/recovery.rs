@@ -1,5 +1,7 @@
 //! From the start of the server until it pauses at its target.
 
+pub(crate) mod feed;
+
 use std::time::{Duration, Instant};
 
 use jiff::Timestamp;
@@ -9,29 +11,29 @@ use pgvault_core::restore::plan::{Plan, Stop};
 use pgvault_core::vault::drill::Point;
 use serde_json::{Value, json};
 
-use super::feed::Feed;
+use self::feed::Feed;
 use crate::checks::Found;
 use crate::runner::Running;
 
 const POLL: Duration = Duration::from_millis(20);
 
 /// A server that is at its target.
-pub(super) struct Recovered {
-    pub(super) sql: Connection,
-    pub(super) point: Point,
+pub(crate) struct Recovered {
+    pub(crate) sql: Connection,
+    pub(crate) point: Point,
     /// From the start until it could be read.
-    pub(super) consistent_after: Duration,
-    pub(super) found: Found,
+    pub(crate) consistent_after: Duration,
+    pub(crate) found: Found,
 }
 
 /// A recovery that did not get there.
-pub(super) struct Failed {
-    pub(super) message: String,
-    pub(super) evidence: Value,
+pub(crate) struct Failed {
+    pub(crate) message: String,
+    pub(crate) evidence: Value,
 }
 
 /// Waits for a server to reach the target of the plan.
-pub(super) async fn recover(running: &mut dyn Running, plan: &Plan, feed: &Feed, limit: Duration) -> Result<Recovered, Failed> {
+pub(crate) async fn recover(running: &mut dyn Running, plan: &Plan, feed: &Feed, limit: Duration) -> Result<Recovered, Failed> {
     let began = Instant::now();
     let mut sql: Option<(Connection, Duration)> = None;
     loop {

@@ -1,0 +1,316 @@
+//! A restore that asks the database at its target.
+//!
+//! ```text
+//! files -> sealed, unless it is production -> a server on them, isolated -> paused at the target
+//!   -> which databases are Odoo's, is one within an upgrade -> their documents
+//!   -> as production: left in recovery, to be started by its owner
+//!      as a copy:     promoted, made harmless, released
+//!      one database:  promoted, made harmless, dumped into another server
+//! ```
+//!
+//! Nothing but this program reaches the server meanwhile. A copy that could not be made harmless stays sealed: no server starts on it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use pgvault_core::config::{ClusterConfig, DrillConfig};
+use pgvault_core::filestore::find::Finder;
+use pgvault_core::filestore::separate::ensure_separate;
+use pgvault_core::postgres::ConnInfo;
+use pgvault_core::restore::plan::{PlanOptions, Stop};
+use pgvault_core::restore::target::Target;
+use pgvault_core::restore::{RestoreOptions, TargetAction};
+use pgvault_core::vault::drill::Point;
+use pgvault_core::{Error, ErrorKind, Result};
+use pgvault_verify::neutralise::Neutralised;
+use pgvault_verify::side::{OdooDatabase, Promoted, Side, SideOptions, seal};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::database::Destination;
+use super::files::{self, FilesOutcome, FilesWish};
+use super::odoo::{self, ModuleSql};
+use super::{Chosen, absolute, choose, describe, extend, show, summary, write};
+use crate::args::RestoreArgs;
+use crate::commands::interrupted;
+use crate::context::Context;
+use crate::exit::Status;
+use crate::output::Printer;
+
+/// True when the database has to be asked.
+///
+/// # Errors
+/// [`ErrorKind::Usage`] for options that mean nothing without it.
+pub(super) fn is_wanted(args: &RestoreArgs) -> Result<bool> {
+    let wanted = args.odoo.filestore.is_some() || args.one.database.is_some();
+    if !wanted && (args.odoo.as_production || !args.odoo.neutralise_sql.is_empty()) {
+        return Err(Error::new(
+            ErrorKind::Usage,
+            "usage.beside",
+            "--as-production and --neutralise-sql need --filestore or --database: without them nothing in the database is looked at",
+        ));
+    }
+    Ok(wanted)
+}
+
+/// Carries it out.
+pub(super) async fn run(
+    context: &Context,
+    printer: &Printer,
+    args: &RestoreArgs,
+    target: &Target,
+    choice: PlanOptions,
+) -> Result<Status> {
+    let (_, config) = context.cluster(&args.cluster)?;
+    let modules = ModuleSql::read(&args.odoo.neutralise_sql)?;
+    // What is refused is refused before anything is restored.
+    let filestore = args.odoo.filestore.as_deref().map(absolute).transpose()?;
+    if let (Some(target), false) = (&filestore, args.odoo.as_production) {
+        for source in Finder::new(&config.odoo)?.sources() {
+            ensure_separate(target, &source)?;
+        }
+    }
+    let destination = destination(args)?;
+    let into = match &destination {
+        Some(destination) => Some(destination.ensure_free().await?),
+        None => None,
+    };
+    let chosen = choose(context, printer, args, target, choice).await?;
+    let major = chosen.plan.snapshot.manifest.major;
+    if let Some(into) = into.filter(|into| *into < major) {
+        printer.warn(format_args!(
+            "the server of --into is PostgreSQL {into}, and the database is from PostgreSQL {major}: what is newer may be refused"
+        ));
+    }
+    if args.dry_run {
+        show(printer, &chosen.plan);
+        printer.summary(&describe(&chosen.plan, chosen.place));
+        return Ok(Status::Done);
+    }
+    let mut restoring =
+        Beside { context, printer, args, config, target, modules, filestore, destination, chosen, began: Instant::now() };
+    tokio::select! {
+        done = restoring.run() => done,
+        error = interrupted("restore.interrupted", "interrupted: the directory is not to be used as it is") => Err(error),
+    }
+}
+
+fn destination(args: &RestoreArgs) -> Result<Option<Destination>> {
+    let (Some(database), Some(into)) = (&args.one.database, &args.one.into) else { return Ok(None) };
+    let connection = ConnInfo::parse(into, &|name| std::env::var(name).ok())?;
+    let name = args.one.new_name.as_ref().unwrap_or(database).clone();
+    Ok(Some(Destination { connection, name }))
+}
+
+struct Beside<'a> {
+    context: &'a Context,
+    printer: &'a Printer,
+    args: &'a RestoreArgs,
+    config: &'a ClusterConfig,
+    target: &'a Target,
+    modules: ModuleSql,
+    filestore: Option<PathBuf>,
+    destination: Option<Destination>,
+    chosen: Chosen<'a>,
+    began: Instant,
+}
+
+/// What was found and done, for the summary.
+struct Done {
+    reached: Point,
+    databases: Vec<OdooDatabase>,
+    neutralised: BTreeMap<String, Neutralised>,
+    files: Vec<FilesOutcome>,
+    warnings: Vec<String>,
+    mark: Value,
+}
+
+impl Beside<'_> {
+    async fn run(&mut self) -> Result<Status> {
+        let temporary = self.temporary()?;
+        let pgdata = match (&self.args.pgdata, &temporary) {
+            (Some(given), _) => absolute(given)?,
+            (None, Some(folder)) => folder.path().join("data"),
+            (None, None) => return Err(Error::new(ErrorKind::Usage, "usage.pgdata", "--pgdata is missing")),
+        };
+        let opens_at_end = self.chosen.plan.stop == Stop::End;
+        self.chosen.plan.pin();
+        let mut options = super::options(self.context, self.printer, self.args, &self.chosen.cluster, pgdata.clone())?;
+        if opens_at_end {
+            // Pinned it would pause where it was to open.
+            options.action = TargetAction::Promote;
+        }
+        // A copy must not archive beside production, under production's identity.
+        options.archive_off |= !self.is_production();
+        self.map_tablespaces(temporary.as_ref().map(TempDir::path), &mut options);
+        let restored = write(self.printer, &self.chosen, &options).await?;
+        if !self.is_production() {
+            seal(&pgdata)?;
+        }
+        let side = Side::start(&self.chosen.cluster, &self.chosen.plan, &pgdata, &side_options(&self.config.drill)).await?;
+        let done = self.ask(side, &pgdata).await?;
+        self.tell(&done, &pgdata);
+        let mut summary = summary(&self.chosen, &restored);
+        let warnings: Vec<&String> = restored.warnings.iter().chain(&done.warnings).collect();
+        extend(
+            &mut summary,
+            [
+                ("warnings", json!(warnings)),
+                ("duration_ms", u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).into()),
+                ("reached", json!(done.reached)),
+                ("odoo", odoo::describe(&done.databases, &done.neutralised)),
+                ("mark_before", done.mark),
+                ("files", json!(done.files)),
+                ("as_production", self.args.odoo.as_production.into()),
+                ("database", json!(self.args.one.database)),
+                ("into", json!(self.destination.as_ref().map(|destination| &destination.name))),
+            ],
+        );
+        self.printer.summary(&summary);
+        Ok(if done.files.iter().any(|files| files.lacks) { Status::Incomplete } else { Status::Done })
+    }
+
+    /// True when the directory is going to be production, as it was.
+    fn is_production(&self) -> bool {
+        self.args.odoo.as_production && self.destination.is_none()
+    }
+
+    /// A folder for the cluster that one database is taken from.
+    fn temporary(&self) -> Result<Option<TempDir>> {
+        if self.args.pgdata.is_some() || self.destination.is_none() {
+            return Ok(None);
+        }
+        let base = self.config.drill.folder.clone().unwrap_or_else(std::env::temp_dir);
+        // The server's account passes through it to its own files.
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
+        let made = tempfile::Builder::new().prefix("pgvault-side-").permissions(mode).tempdir_in(&base);
+        made.map(Some).map_err(|e| {
+            Error::io("create a folder in", &base, e)
+                .with_hint("name one with room for the whole cluster: --pgdata, or `drill.folder`")
+        })
+    }
+
+    /// In a folder of its own, tablespaces find room without being told.
+    fn map_tablespaces(&self, folder: Option<&Path>, options: &mut RestoreOptions) {
+        let Some(folder) = folder else { return };
+        for space in &self.chosen.plan.snapshot.manifest.tablespaces {
+            let own = folder.join("ts").join(space.oid.to_string());
+            let _ = options.tablespace_mapping.entry(space.location.clone()).or_insert(own);
+        }
+    }
+
+    /// Everything that the server is needed for.
+    async fn ask(&mut self, side: Side, pgdata: &Path) -> Result<Done> {
+        let reached = side.reached().clone();
+        let databases = self.databases(&side).await?;
+        self.modules.ensure_fits(&databases)?;
+        let (cluster, plan) = (&self.chosen.cluster, &self.chosen.plan);
+        let (mut warnings, mark) = odoo::warn_of_upgrades(self.printer, cluster, plan, reached.lsn, &databases).await?;
+        let files = match &self.filestore {
+            None => Vec::new(),
+            Some(target) => {
+                let wish = FilesWish {
+                    cluster,
+                    side: &side,
+                    databases: &databases,
+                    target,
+                    called: self.destination.as_ref().map(|destination| destination.name.as_str()),
+                    allow_missing: self.args.odoo.allow_missing_files,
+                    delta: self.args.delta,
+                    workers: self.config.workers.unwrap_or(4),
+                    progress: self.printer.progress(),
+                };
+                files::fetch(self.printer, wish).await?
+            }
+        };
+        let mut neutralised = BTreeMap::new();
+        if self.is_production() {
+            side.leave().await?;
+        } else {
+            let promoted = side.promote().await?;
+            match self.use_copy(&promoted, &databases).await {
+                Ok(done) => neutralised = done,
+                Err(error) => {
+                    promoted.withhold().await?;
+                    let note = format!("the copy in {} stays sealed: no server starts on it", pgdata.display());
+                    let hint = error.hint().map_or_else(|| note.clone(), |hint| format!("{hint}; {note}"));
+                    return Err(error.with_hint(hint));
+                }
+            }
+            if self.destination.is_some() {
+                promoted.withhold().await?;
+            } else {
+                promoted.release().await?;
+            }
+        }
+        for warning in neutralised.values().flat_map(|done| &done.warnings) {
+            self.printer.warn(warning);
+            warnings.push(warning.clone());
+        }
+        Ok(Done { reached, databases, neutralised, files, warnings, mark: json!(mark) })
+    }
+
+    /// The databases of Odoo that this is about.
+    async fn databases(&self, side: &Side) -> Result<Vec<OdooDatabase>> {
+        let mut databases = side.odoo_databases().await?;
+        if let Some(wanted) = &self.args.one.database {
+            let all = side.databases().await?;
+            if !all.contains(wanted) {
+                let why = format!("the cluster has no database `{wanted}` at {}", self.target);
+                return Err(
+                    Error::new(ErrorKind::NotFound, "restore.no_database", why).with_hint(format!("it has: {}", all.join(", ")))
+                );
+            }
+            databases.retain(|database| database.name == *wanted);
+        }
+        Ok(databases)
+    }
+
+    /// Makes the copy harmless, and takes from it what was wanted.
+    async fn use_copy(&self, promoted: &Promoted, databases: &[OdooDatabase]) -> Result<BTreeMap<String, Neutralised>> {
+        let neutralised = if self.args.odoo.as_production {
+            BTreeMap::new()
+        } else {
+            odoo::neutralise_all(promoted, databases, &self.modules).await?
+        };
+        if let (Some(destination), Some(database)) = (&self.destination, &self.args.one.database) {
+            destination.take(promoted, database).await?;
+        }
+        Ok(neutralised)
+    }
+
+    fn tell(&self, done: &Done, pgdata: &Path) {
+        let when = done.reached.time.map_or_else(String::new, |time| format!(", the last transaction at {time}"));
+        self.printer.line(format_args!("reached {} on timeline {}{when}", done.reached.lsn, done.reached.timeline));
+        for (database, neutralised) in &done.neutralised {
+            let found: Vec<String> =
+                neutralised.found.iter().map(|(kind, count)| format!("{} {}", count.disabled, kind.replace('_', " "))).collect();
+            self.printer.line(format_args!("`{database}` is harmless now; switched off: {}", found.join(", ")));
+        }
+        match (&self.destination, self.is_production()) {
+            (Some(destination), _) => {
+                self.printer.line(format_args!("the database is there as `{}`", destination.name));
+                if self.args.pgdata.is_some() {
+                    self.printer.line(format_args!("{} was for the work, and stays sealed: remove it", pgdata.display()));
+                }
+            }
+            (None, true) => self.printer.line(format_args!(
+                "production is in {}, in recovery at {}; start PostgreSQL on it",
+                pgdata.display(),
+                self.target
+            )),
+            (None, false) => self.printer.line(format_args!("the copy is in {}; start PostgreSQL on it", pgdata.display())),
+        }
+    }
+}
+
+fn side_options(config: &DrillConfig) -> SideOptions {
+    SideOptions {
+        programs: config.programs.clone(),
+        folder: config.folder.clone(),
+        user: config.user.clone(),
+        settings: config.settings.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
+        timeout: config.timeout,
+    }
+}
