@@ -134,12 +134,12 @@ fn parameters_with_a_type_are_set_with_one() {
 fn statements_of_modules_are_run_in_the_same_transaction() {
     let place = Place::new(ODOO_18);
     let printed = "BEGIN;
--- deactivate mail servers
-UPDATE ir_mail_server SET active = false;
-INSERT INTO ir_mail_server(name, smtp_port, smtp_host, smtp_encryption, active, smtp_authentication) VALUES ('off', 1025, 'invalid', 'none', true, 'login');
-INSERT INTO ir_config_parameter (key, value) VALUES ('database.is_neutralized', true) ON CONFLICT (key) DO UPDATE SET value = true;
+-- what base leaves behind: a second server that leads nowhere; addresses and tokens that are none
+UPDATE ir_mail_server SET active = (smtp_host = 'invalid');
+INSERT INTO ir_mail_server(name, smtp_host, smtp_encryption, smtp_authentication, active) VALUES ('a module''s', 'invalid', 'none', 'login', true);
+UPDATE ir_config_parameter SET value = true WHERE key = 'database.is_neutralized';
 UPDATE ir_act_server SET webhook_url = 'neutralization - disable webhook' WHERE state = 'webhook';
-UPDATE iap_account SET account_token = REGEXP_REPLACE(account_token, '(\\+.*)?$', '+disabled');
+UPDATE iap_account SET account_token = account_token || '+disabled';
 DO $$ BEGIN UPDATE sale_order SET customer = 'x;y' WHERE id = 1; END $$;
 COMMIT;";
     let done = place.neutralise(Some(printed)).unwrap();
