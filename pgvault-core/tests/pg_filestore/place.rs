@@ -28,8 +28,11 @@ pub(crate) async fn cluster(odoo: &Odoo) -> Cluster {
     let row = sql.query_one("SELECT system_identifier FROM pg_control_system()").await.unwrap();
     let name = ClusterName::new("main", row.required(0).unwrap().parse().unwrap()).unwrap();
     let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
-    let _ = vault.create_cluster(&name, &[Wrap::Passphrase("secret".into())]).await.unwrap();
-    vault.unlock(&name, &Unlock::Passphrase("secret".into())).await.unwrap()
+    // A passphrase would take longer than a history.
+    let identity = age::x25519::Identity::generate();
+    let _ = vault.create_cluster(&name, &[Wrap::Recipient(identity.to_public().to_string())]).await.unwrap();
+    let secret = age::secrecy::ExposeSecret::expose_secret(&identity.to_string()).to_owned();
+    vault.unlock(&name, &Unlock::Identity(secret.into())).await.unwrap()
 }
 
 pub(crate) fn options(odoo: &Odoo) -> CaptureOptions {
