@@ -112,12 +112,12 @@ impl Restored<'_> {
 /// # Errors
 /// When the server cannot be asked.
 pub(crate) async fn databases(restored: &Restored<'_>) -> Result<Vec<String>> {
-    names(restored, "datallowconn AND NOT datistemplate").await
+    names(restored, "datallowconn AND datconnlimit <> -2 AND NOT datistemplate").await
 }
 
 /// Every database that can be connected to.
 async fn all_databases(restored: &Restored<'_>) -> Result<Vec<String>> {
-    names(restored, "datallowconn").await
+    names(restored, "datallowconn AND datconnlimit <> -2").await
 }
 
 async fn names(restored: &Restored<'_>, which: &str) -> Result<Vec<String>> {

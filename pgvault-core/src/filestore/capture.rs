@@ -286,7 +286,7 @@ impl Capture {
             horizon: None,
             warnings: Vec::new(),
         };
-        let why = if depth == Depth::Full { Some("it was asked for".to_owned()) } else { self.why_full(&work).await };
+        let why = if depth == Depth::Full { Some("it was asked for".to_owned()) } else { self.why_full(&work) };
         let why = match why {
             Some(why) if depth != Depth::ChecklistOnly => Some(why),
             why => self.checklist(&mut work, depth == Depth::ChecklistOnly).await?.or(why),
@@ -304,7 +304,7 @@ impl Capture {
     }
 
     /// Why the checklist alone will not do.
-    async fn why_full(&mut self, work: &Work) -> Option<String> {
+    fn why_full(&self, work: &Work) -> Option<String> {
         let Some(last) = &self.last else { return Some("it is the first".into()) };
         let Some(full_at) = last.full_at else { return Some("there was none yet".into()) };
         if work.position.at.duration_since(full_at).unsigned_abs() >= self.options.full_every {

@@ -143,7 +143,7 @@ type Tables = BTreeMap<u32, Counted>;
 /// The tables of a census as they are now, by the oids of database and table.
 async fn count_all(restored: &Restored<'_>, census: &Census) -> Result<BTreeMap<u32, Tables>> {
     let mut sql = restored.connect("postgres").await?;
-    let rows = ask(&mut sql, "SELECT oid, datname FROM pg_database WHERE datallowconn").await?.rows;
+    let rows = ask(&mut sql, "SELECT oid, datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2").await?.rows;
     sql.close().await;
     let mut names = BTreeMap::new();
     for row in &rows {
