@@ -236,8 +236,11 @@ impl Capture {
         match known {
             None => (self.last, self.catalog, self.follows, self.seen) = (None, Catalog::empty(&self.cluster), Vec::new(), None),
             Some(known) => {
-                self.follows = known.heads.iter().map(|head| head.id).collect();
                 self.seen = known.heads.iter().map(|head| head.stored_at).max();
+                // Those that are not old enough to stand behind by their age alone are named, too.
+                let young =
+                    known.superseded.iter().filter(|pass| self.seen.is_none_or(|seen| pass.stored_at >= seen - 2 * pass::SLACK));
+                self.follows = known.heads.iter().chain(young).map(|pass| pass.id).collect();
                 (self.last, self.catalog) = (Some(known.pass), known.catalog);
             }
         }
