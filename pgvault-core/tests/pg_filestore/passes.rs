@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use odoosim::{Content, Odoo, Rules, Series, Site};
+use odoosim::{Collection, Content, Odoo, Rules, Series, Site};
 use pgvault_core::ErrorKind;
 use pgvault_core::clock::Clock as _;
 use pgvault_core::filestore::capture::{Depth, TRIES};
 use pgvault_core::filestore::fetch::{Why, get};
+use pgvault_core::filestore::guard::Guard;
 use pgvault_core::filestore::pass::{PassKind, instances};
 use pgvault_core::format::file_run::State;
 use pgvault_core::inspect::{CheckOptions, Severity};
@@ -344,4 +345,50 @@ fn garbage_of_filestores_is_collected_and_nothing_else() {
         assert_eq!((fetched.files, fetched.unknown), (2100, 0));
         assert_eq!(files(&target.path().join("f")), files(&odoo.data_dir().join("filestore/shop")));
     });
+}
+
+/// A8: the collector waits until its victims are safe, and then collects; who holds it up too long is passed over.
+#[test]
+fn a8_the_collector_waits_for_the_guard_and_not_for_ever() {
+    for series in [Series::V14, Series::V18, Series::V19] {
+        on(series, async |_, odoo| {
+            let cluster = cluster(&odoo).await;
+            attach(&odoo, &contents(0..5)).await;
+            let mut capture = capture(&cluster, &odoo).await;
+            let _ = capture.pass(Depth::AsNeeded).await.unwrap();
+            let mut guard = Guard::arm(&odoo.conninfo().unwrap(), odoo.name()).await.unwrap();
+            // Rows are written as before: born and given up between two passes.
+            let short = Content::new(*b"came and went");
+            attach(&odoo, std::slice::from_ref(&short)).await;
+            let mut worker = odoo.worker().await.unwrap();
+            worker.begin().await.unwrap();
+            let attachment = worker.nth(5).await.unwrap().unwrap();
+            worker.unlink(&attachment).await.unwrap();
+            worker.commit().await.unwrap();
+            assert!(!guard.wanted_within(std::time::Duration::from_millis(200)).await);
+            let collector = tokio::spawn({
+                let odoo = odoo.clone();
+                async move { odoo.collect().await }
+            });
+            assert!(guard.wanted_within(std::time::Duration::from_secs(60)).await);
+            assert!(odoo.ledger().is_on_disk(&short.store_fname()));
+            assert!(capture.before_collection(guard).await.unwrap(), "{series:?}");
+            assert!(matches!(collector.await.unwrap().unwrap(), Collection::Done { removed: 1, .. }), "{series:?}");
+            assert!(!odoo.ledger().is_on_disk(&short.store_fname()));
+            let mut bytes = Vec::new();
+            let _ = get(&mut known(&cluster).await.catalog, &short.store_fname(), &mut bytes).await.unwrap();
+            assert_eq!(bytes, short.bytes());
+            // Nobody gives this one back: the collector, whose patience is 10 s, comes to its end all the same, and so do writers behind it.
+            let mut stuck = Guard::arm(&odoo.conninfo().unwrap(), odoo.name()).await.unwrap();
+            let collector = tokio::spawn({
+                let odoo = odoo.clone();
+                async move { odoo.collect().await }
+            });
+            assert!(stuck.wanted_within(std::time::Duration::from_secs(60)).await);
+            attach(&odoo, &contents(5..6)).await;
+            assert!(matches!(collector.await.unwrap().unwrap(), Collection::Done { .. }), "{series:?}");
+            assert!(!stuck.holds());
+            assert!(!stuck.give_back().await);
+        });
+    }
 }

@@ -58,6 +58,7 @@ pub(crate) fn options(odoo: &Odoo) -> CaptureOptions {
         workers: 2,
         level: 1,
         full_every: Duration::from_secs(3600 * 24),
+        guarded: false,
         accept_losses: false,
         progress: Arc::new(Silent),
         hook: None,
