@@ -207,3 +207,33 @@ fn a_watch_captures_what_is_new_and_stops_when_it_is_told() {
     let synced = it.sync();
     assert_eq!((synced["new_files"].as_u64(), synced["counts"]["present"].as_u64()), (Some(0), Some(2)), "{synced:#}");
 }
+
+/// A drill looks for the documents of the copy in the vault, and a lost one fails it.
+#[test]
+fn a_drill_proves_the_documents_too() {
+    let it = Documents::new();
+    let _ = it.attach("an invoice");
+    let _ = it.attach("an order");
+    let _ = it.sync();
+    it.shop.archive();
+    let verify = || it.shop.drills.verify(&["--to", "latest", "--deep"]);
+    let json = verify().ok().json();
+    let check = |json: &Value| {
+        let checks = json["checks"].as_array().unwrap().iter();
+        checks.filter(|check| check["name"] == "documents:shop").cloned().next().unwrap_or_else(|| panic!("{json:#}"))
+    };
+    let found = check(&json);
+    assert_eq!((found["verdict"].as_str(), found["evidence"]["contents_read"].as_u64()), (Some("passed"), Some(2)), "{found:#}");
+    let pack = files_below(it.shop.site().folder())
+        .into_iter()
+        .find(|path| path.to_string_lossy().contains("/files/pack/"))
+        .expect("a pack of documents");
+    let bytes = fs::read(&pack).unwrap();
+    let mut bad = bytes.clone();
+    bad[130] ^= 1;
+    fs::write(&pack, &bad).unwrap();
+    let found = check(&verify().expect(4).json());
+    assert_eq!(found["verdict"], "failed", "{found:#}");
+    fs::write(&pack, &bytes).unwrap();
+    it.shop.assert_nothing_left();
+}

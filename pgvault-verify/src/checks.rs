@@ -8,10 +8,12 @@
 //! relations   tables read, heaps and B-trees are sound   catalog     the schema dumps, indexes, constraints, collations, extensions
 //! rows        as many as were counted with the backup
 //! sequences   none is behind its table                   odoo        what Odoo depends on
-//! filestore   attachments that rows refer to             user        the operator's own
+//! documents   attachments, from the vault                 user        the operator's own
+//! filestore   attachments, in a folder
 //! ```
 
 mod catalog;
+mod documents;
 mod files;
 mod filestore;
 mod odoo;
@@ -240,6 +242,11 @@ impl Done<'_> {
                             }
                         }
                         Err(error) => self.add(&format!("odoo:{database}"), began, Err(error), running).await,
+                    }
+                    let began = Instant::now();
+                    match within(self.restored.limit, Box::pin(documents::fetchable(self.restored, &database))).await.transpose() {
+                        None => {}
+                        Some(found) => self.add(&format!("documents:{database}"), began, found, running).await,
                     }
                 }
             }

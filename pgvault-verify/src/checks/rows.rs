@@ -43,6 +43,16 @@ impl<'a> Recovered<'a> {
         Self { cluster, snapshot, timeline, reached, ahead: Mutex::new(ahead) }
     }
 
+    /// Where the copy's backup lies.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        self.cluster
+    }
+
+    /// Where recovery ended.
+    pub(crate) fn position(&self) -> (TimelineId, Lsn) {
+        (self.timeline, self.reached)
+    }
+
     async fn changes(&self) -> Result<Touched> {
         match self.ahead.lock().await.take() {
             Some(ahead) => ahead.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?,
