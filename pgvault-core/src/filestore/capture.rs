@@ -145,7 +145,12 @@ pub struct Capture {
     seen: Option<Timestamp>,
     /// Marks of the last pass, all of which are in the catalog.
     marks: Vec<String>,
-    armed: bool,
+    /// The tripwire that is set.
+    armed: Option<Ulid>,
+    /// When Odoo said that its collector last began.
+    collector: Option<i64>,
+    /// A pass was begun and has not ended well.
+    under_way: bool,
     /// The highest id of an attachment whose name was looked at.
     highest: i64,
 }
@@ -218,7 +223,9 @@ impl Capture {
             follows: Vec::new(),
             seen: None,
             marks: Vec::new(),
-            armed: false,
+            armed: None,
+            collector: None,
+            under_way: false,
             highest: 0,
         };
         capture.load().await?;
@@ -247,6 +254,7 @@ impl Capture {
                 let young =
                     known.superseded.iter().filter(|pass| self.seen.is_none_or(|seen| pass.stored_at >= seen - 2 * pass::SLACK));
                 self.follows = known.heads.iter().chain(young).map(|pass| pass.id).collect();
+                (self.armed, self.collector) = (known.pass.tripwire, known.pass.collector);
                 (self.last, self.catalog) = (Some(known.pass), known.catalog);
             }
         }
@@ -265,10 +273,21 @@ impl Capture {
     /// [`ErrorKind::Source`] when the database or the filestore cannot be read, or looks unmounted; otherwise when the store fails. Nothing
     /// was recorded then but what was stored, for the next pass to go on with.
     pub async fn pass(&mut self, depth: Depth) -> Result<Captured> {
-        if self.session.is_old(self.cluster.env().now()) {
+        let is_old = self.session.is_old(self.cluster.env().now());
+        if is_old {
             self.session = Writing::begin(&self.cluster).await?;
+        }
+        // What a pass that failed has gathered is not to be recorded by the next.
+        let failed = std::mem::replace(&mut self.under_way, true);
+        if is_old || failed {
             self.load().await?;
         }
+        let captured = self.attempt(depth).await?;
+        self.under_way = false;
+        Ok(captured)
+    }
+
+    async fn attempt(&mut self, depth: Depth) -> Result<Captured> {
         let position = self.odoo.position().await?;
         self.at(Step::Positioned).await;
         let tree = {
@@ -313,7 +332,7 @@ impl Capture {
         if self.has_grace() {
             return None;
         }
-        if !self.armed {
+        if self.armed.is_none() && self.collector.is_none() {
             return Some("whether Odoo's garbage collector has run since the last pass is not known".into());
         }
         None
@@ -330,9 +349,10 @@ impl Capture {
         let tree = work.tree.clone();
         let grace = self.has_grace();
         // The tripwire is looked at behind the list: the collector may run in between.
+        let tripwire = self.armed;
         let (marks, armed) = blocking(move || {
             let marks = tree.checklist()?;
-            Ok((marks, grace || tree.is_armed()))
+            Ok((marks, grace || tripwire.is_none_or(|id| tree.is_armed(id))))
         })
         .await?;
         self.at(Step::Listed).await;
@@ -340,14 +360,13 @@ impl Capture {
         if !grace && self.marks.iter().any(|mark| marks.binary_search(mark).is_err()) {
             why = why.or_else(|| Some("marks have gone from the checklist".into()));
         }
-        if let (false, Some(ran), Some(last)) = (grace, self.odoo.collector_ran().await, &self.last)
-            && ran >= last.started_at.as_millisecond()
-        {
+        let collector = self.odoo.collector_ran().await;
+        if !grace && collector != self.collector {
             why = why.or_else(|| Some("Odoo's automatic vacuum has run".into()));
         }
         if why.is_some() {
             // However this pass ends, one that looks at everything has to follow.
-            self.armed = false;
+            (self.armed, self.collector) = (None, None);
             if !only {
                 return Ok(why);
             }
@@ -548,6 +567,8 @@ impl Capture {
                 self.last.as_ref().map(|last| last.census.clone()).unwrap_or_default()
             },
             doubtful: work.doubtful.clone(),
+            tripwire: self.armed,
+            collector: self.collector,
             new_files: work.new_files,
             new_bytes: work.new_bytes,
             stored_bytes: work.stored_bytes,
@@ -604,6 +625,8 @@ impl Capture {
             counts: Counts::default(),
             census: self.odoo.census().await?,
             doubtful: BTreeMap::new(),
+            tripwire: None,
+            collector: None,
             new_files: 0,
             new_bytes: 0,
             stored_bytes: 0,

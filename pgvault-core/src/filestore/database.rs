@@ -120,8 +120,8 @@ impl Odoo {
         Ok(Position { timeline: TimelineId(timeline), lsn, at })
     }
 
-    /// When Odoo's jobs of automatic vacuuming last began, in milliseconds of Unix time; the garbage collector of files is one of them.
-    /// None when it is not known.
+    /// When Odoo's jobs of automatic vacuuming last began, in milliseconds of Unix time; the garbage collector of files is one of them, and
+    /// this is written when all of them have ended. None when it is not known.
     pub async fn collector_ran(&mut self) -> Option<i64> {
         let sql = "SELECT (extract(epoch FROM c.lastcall) * 1000)::bigint FROM public.ir_cron c JOIN public.ir_model_data d \
                    ON d.model = 'ir.cron' AND d.res_id = c.id WHERE d.module = 'base' AND d.name = 'autovacuum_job'";

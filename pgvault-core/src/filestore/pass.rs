@@ -104,6 +104,12 @@ pub struct Pass {
     /// Files that are looked at again, because their content was not what their name says, and how often they were.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub doubtful: BTreeMap<String, u32>,
+    /// The tripwire that was set before the last full pass, while it was still there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tripwire: Option<Ulid>,
+    /// When Odoo said that its collector last began, in milliseconds of Unix time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collector: Option<i64>,
     /// What this pass has stored.
     pub new_files: u64,
     /// Their bytes.

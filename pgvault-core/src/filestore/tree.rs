@@ -3,21 +3,24 @@
 //! Odoo marks every file that it writes, and every one that nothing refers to any more, by an empty file below `checklist/`. Its garbage
 //! collector empties that, so between two of its runs the checklist is a list of what is new. Whether it ran is shown by a **tripwire**:
 //! a mark of a name that no attachment has, which only the collector removes. It tries to unlink the file of that name, logs that it
-//! could not, and goes on.
+//! could not, and goes on. A tripwire has a name of its own, which the pass that it was set for has written down: so another program, later, can
+//! tell that nothing was collected since that pass.
 //!
 //! pgvault makes no directory in a filestore: one that belongs to another account would keep Odoo from writing into it.
 
 use std::fs::{self, File};
 use std::io::ErrorKind as Io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use ulid::Ulid;
 
 use super::contents::Root;
 use super::names::{CHECKLIST, is_content};
 use crate::{Error, ErrorKind, Result};
 
-/// A mark that no attachment has.
-const TRIPWIRE: &str = "pgvault-tripwire";
+/// How the name of a mark begins that no attachment has. What follows says who set it.
+const TRIPWIRE: &str = "pgvault-tripwire-";
 
 /// Depth below which no file is looked for; Odoo uses two levels.
 const DEEPEST: usize = 16;
@@ -35,6 +38,16 @@ pub(crate) struct Found {
     pub(crate) name: String,
     /// Bytes.
     pub(crate) size: u64,
+}
+
+/// Whether a tripwire was set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Armed {
+    Set,
+    /// There is no checklist yet.
+    Nowhere,
+    /// This account may not.
+    Refused,
 }
 
 /// Something at the top of a filestore.
@@ -121,7 +134,7 @@ impl Tree {
                 continue;
             }
             walk(&checklist, &folder, 1, &mut |name| {
-                if is_content(&name) && !name.ends_with(TRIPWIRE) {
+                if is_content(&name) && !is_tripwire(&name) {
                     names.push(name);
                 }
                 Ok(())
@@ -130,28 +143,44 @@ impl Tree {
         Ok(names)
     }
 
-    /// Sets the tripwire; false when there is nowhere to set it, or this account may not.
-    pub(crate) fn arm(&self) -> bool {
+    /// Sets a tripwire in place of any other.
+    pub(crate) fn arm(&self, id: Ulid) -> Armed {
+        self.disarm();
         let checklist = self.root.path().join(CHECKLIST);
-        let Ok(folders) = list_if_exists(&checklist) else { return false };
-        let Some((folder, _)) = folders.into_iter().find(|(_, is_folder)| *is_folder) else { return false };
-        File::create(checklist.join(folder).join(TRIPWIRE)).is_ok()
-    }
-
-    /// True while the tripwire is where it was set.
-    pub(crate) fn is_armed(&self) -> bool {
-        let checklist = self.root.path().join(CHECKLIST);
-        let folders = list_if_exists(&checklist).unwrap_or_default();
-        folders.iter().any(|(folder, is_folder)| *is_folder && checklist.join(folder).join(TRIPWIRE).exists())
-    }
-
-    /// Removes the tripwire: who uses another way to notice the collector leaves nothing behind.
-    pub(crate) fn disarm(&self) {
-        let checklist = self.root.path().join(CHECKLIST);
-        for (folder, _) in list_if_exists(&checklist).unwrap_or_default() {
-            let _ = fs::remove_file(checklist.join(folder).join(TRIPWIRE));
+        let Ok(folders) = list_if_exists(&checklist) else { return Armed::Refused };
+        let Some((folder, _)) = folders.into_iter().find(|(_, is_folder)| *is_folder) else { return Armed::Nowhere };
+        match File::create(checklist.join(folder).join(format!("{TRIPWIRE}{id}"))) {
+            Ok(_) => Armed::Set,
+            Err(_) => Armed::Refused,
         }
     }
+
+    /// True while this tripwire is where it was set.
+    pub(crate) fn is_armed(&self, id: Ulid) -> bool {
+        let name = format!("{TRIPWIRE}{id}");
+        self.folders_of_marks().iter().any(|folder| folder.join(&name).exists())
+    }
+
+    /// Removes every tripwire: who uses another way to notice the collector leaves nothing behind.
+    pub(crate) fn disarm(&self) {
+        for folder in self.folders_of_marks() {
+            for (name, _) in list(&folder).unwrap_or_default() {
+                if name.starts_with(TRIPWIRE) {
+                    let _ = fs::remove_file(folder.join(name));
+                }
+            }
+        }
+    }
+
+    fn folders_of_marks(&self) -> Vec<PathBuf> {
+        let checklist = self.root.path().join(CHECKLIST);
+        let listed = list_if_exists(&checklist).unwrap_or_default();
+        listed.into_iter().filter(|(_, is_folder)| *is_folder).map(|(folder, _)| checklist.join(folder)).collect()
+    }
+}
+
+fn is_tripwire(name: &str) -> bool {
+    name.rsplit('/').next().is_some_and(|last| last.starts_with(TRIPWIRE))
 }
 
 fn list_if_exists(path: &Path) -> Result<Vec<(String, bool)>> {
@@ -238,13 +267,15 @@ mod tests {
     fn the_tripwire_makes_no_folder_and_is_noticed() {
         let folder = tempfile::tempdir().unwrap();
         let tree = Tree::open(folder.path()).unwrap();
-        assert!(!tree.arm() && !tree.is_armed());
+        let (id, other) = (Ulid(7), Ulid(8));
+        assert_eq!((tree.arm(id), tree.is_armed(id)), (Armed::Nowhere, false));
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         touch(&folder.path().join("checklist/ab/1"));
-        assert!(tree.arm() && tree.is_armed());
+        assert_eq!((tree.arm(id), tree.is_armed(id), tree.is_armed(other)), (Armed::Set, true, false));
         assert_eq!(tree.checklist().unwrap(), ["ab/1"], "the tripwire is no mark");
+        assert_eq!((tree.arm(other), tree.is_armed(other), tree.is_armed(id)), (Armed::Set, true, false), "one at a time");
         tree.disarm();
-        assert!(!tree.is_armed());
+        assert!(!tree.is_armed(other));
     }
 
     #[test]

@@ -153,11 +153,19 @@ fn the_pass_after_the_collector_looks_at_everything() {
             assert_eq!(odoo.filestore().marks().unwrap().len(), 0);
             let pass = capture.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
             assert_eq!((pass.kind, pass.new_files, pass.counts.present), (PassKind::Full, 3, 6), "{series:?}");
-            // A program that begins knows nothing of the collector, and looks at everything.
+            // Another program finds the tripwire that the last one has set, and knows as much.
             drop(capture);
-            let mut other = crate::place::capture(&cluster, &odoo).await;
-            let pass = other.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
-            assert_eq!((pass.kind, pass.new_files), (PassKind::Full, 0), "{series:?}");
+            attach(&odoo, &contents(6..8)).await;
+            let pass = crate::place::capture(&cluster, &odoo).await.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
+            assert_eq!((pass.kind, pass.new_files), (PassKind::Checklist, 2), "{series:?}");
+            // A pass that was interrupted has set another: the collector may have run before that.
+            attach(&odoo, &contents(8..9)).await;
+            let _ = odoo.collect().await.unwrap();
+            let marks = odoo.data_dir().join("filestore/shop/checklist");
+            let folder = std::fs::read_dir(&marks).unwrap().next().unwrap().unwrap().path();
+            std::fs::write(folder.join(format!("pgvault-tripwire-{}", ulid::Ulid(7))), "").unwrap();
+            let pass = crate::place::capture(&cluster, &odoo).await.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
+            assert_eq!((pass.kind, pass.new_files, pass.counts.present), (PassKind::Full, 1, 9), "{series:?}");
         });
     }
 }
@@ -225,7 +233,7 @@ fn a9_an_unmounted_filestore_is_never_recorded_as_no_files() {
         std::fs::create_dir(&folder).unwrap();
         for depth in [Depth::AsNeeded, Depth::Full] {
             let error = capture.pass(depth).await.unwrap_err();
-            assert_eq!((error.kind(), error.code()), (ErrorKind::Source, "filestore.vanished"), "{error:?}");
+            assert_eq!((error.kind(), error.code()), (ErrorKind::Source, "filestore.empty"), "{error:?}");
         }
         let after = known(&cluster).await;
         assert_eq!((after.pass.id, after.pass.counts.present), (good.id, 30));
@@ -331,7 +339,7 @@ fn garbage_of_filestores_is_collected_and_nothing_else() {
         let passes = async || cluster.store().list(&cluster.path(&format!("files/pass/{folder}/"))).await.unwrap().len();
         let packs = async || cluster.store().list(&cluster.path("files/pack/")).await.unwrap().len();
         let (before, packs_before) = (passes().await, packs().await);
-        assert!(before >= 12, "{before}");
+        assert!(before >= 7, "{before}");
         // Runs that were merged away are garbage; documents are none.
         for _ in 0..3 {
             hours(80);

@@ -8,7 +8,7 @@ use super::{BATCH, Capture, FEW, Step, Work, blocking, by_name, unmounted};
 use crate::Result;
 use crate::filestore::pass::{Counts, PassKind};
 use crate::filestore::space;
-use crate::filestore::tree::Found;
+use crate::filestore::tree::{Armed, Found};
 use crate::format::file_run::{Entry, State, promised_sha1};
 
 /// What a walk leaves behind, for the files to be compared with the rows.
@@ -28,16 +28,21 @@ impl Capture {
         tracing::info!(database = %self.odoo.database.name, why, "all of the filestore is looked at");
         work.horizon = space::horizon(&self.cluster).await?.map(Timestamp::as_millisecond);
         // Set before the walk: when the collector runs meanwhile, the next pass knows.
-        let (tree, grace) = (work.tree.clone(), self.has_grace());
-        (self.armed, self.marks) = blocking(move || {
+        let collector = self.odoo.collector_ran().await;
+        let (tree, grace, id) = (work.tree.clone(), self.has_grace(), self.cluster.env().new_id()?);
+        let (armed, marks) = blocking(move || {
             if grace {
                 tree.disarm();
-                return Ok((false, Vec::new()));
+                return Ok((Armed::Nowhere, Vec::new()));
             }
-            let armed = tree.arm();
-            Ok((armed, if armed { tree.checklist()? } else { Vec::new() }))
+            let armed = tree.arm(id);
+            Ok((armed, tree.checklist()?))
         })
         .await?;
+        // Without a tripwire Odoo's own word has to do, which comes when the collector has ended.
+        self.collector = collector.filter(|_| armed != Armed::Nowhere);
+        self.armed = (armed == Armed::Set).then_some(id);
+        self.marks = marks;
         (_, self.highest) = self.odoo.odd_names(i64::MAX).await?;
         let gone = self.walk(work).await?;
         self.compare(work, gone).await?;
@@ -86,8 +91,8 @@ impl Capture {
             next = known.next().await?;
         }
         let Seen { wanted, back, gone } = seen;
-        let nothing_left = before > 0 && work.counts.present == 0 && wanted.is_empty();
-        if (nothing_left || gone.len() as u64 > limit) && !self.options.accept_losses {
+        // That nothing at all is left is judged by the rows.
+        if gone.len() as u64 > limit && !self.options.accept_losses {
             return Err(unmounted(&self.options.folder, before));
         }
         self.keep(work, back, &[]).await?;
