@@ -170,8 +170,15 @@ impl Checker<'_> {
 
     /// Decrypts every frame of every sealed object.
     async fn decode_objects(&mut self) -> Result<()> {
-        let small =
-            [layout::dir::SNAP, layout::dir::SESSION, layout::dir::AUDIT, layout::dir::DRILL, layout::dir::HOLD, layout::dir::GC];
+        let small = [
+            layout::dir::SNAP,
+            layout::dir::SESSION,
+            layout::dir::AUDIT,
+            layout::dir::DRILL,
+            layout::dir::HOLD,
+            layout::dir::GC,
+            layout::dir::MARK,
+        ];
         let names: Vec<(String, u64)> = self
             .objects
             .iter()
