@@ -16,6 +16,7 @@ pub mod keyring;
 pub mod layout;
 pub mod maps;
 pub mod mark;
+pub(crate) mod past;
 pub mod prune;
 pub mod session;
 pub mod snapshot;

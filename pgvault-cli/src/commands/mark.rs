@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::args::{Cli, MarkArgs};
 use crate::context::{Context, system_id_of};
 use crate::exit::Status;
-use crate::output::Printer;
+use crate::output::{Printer, shell_word};
 
 pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &MarkArgs) -> Result<Status> {
     let context = Context::load(cli)?;
@@ -42,7 +42,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &MarkArgs) -> Result
     let unsafe_because = set.until_safe(&cluster, wait).await.err();
     match &unsafe_because {
         None => {
-            printer.line(format_args!("it can be restored: `pgvault restore --to-name '{}'`", mark.name.replace('\'', "'\\''")))
+            printer.line(format_args!("it can be restored: pgvault restore --to {}", shell_word(&format!("name:{}", mark.name))))
         }
         Some(error) => {
             let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));

@@ -139,6 +139,11 @@ impl Finder {
         below.into_iter().chain(self.config.filestores.values().cloned()).collect()
     }
 
+    /// True when somebody names the database: it is meant to be Odoo's.
+    pub fn names(&self, database: &str) -> bool {
+        self.named().iter().any(|named| named == database)
+    }
+
     /// The databases that somebody names.
     fn named(&self) -> Vec<String> {
         if self.config.databases.is_empty() { self.conf.databases() } else { self.config.databases.clone() }

@@ -39,6 +39,7 @@ use ulid::Ulid;
 
 use super::audit::{self, Event, event};
 use super::features::Purpose as May;
+use super::past::Past;
 use super::prune::{Pruner, Tally};
 use super::session::{Live, MAX_HOURS, Purpose, RESUME_HOURS, Session, Watch};
 use super::{Cluster, layout, snapshot};
@@ -47,7 +48,6 @@ use crate::format::map::PackId;
 use crate::store::{ObjectInfo, Pruned};
 use crate::{Error, ErrorKind, Result};
 use plans::{PlanWriter, Planned};
-use tidy::Past;
 
 /// Hours between a plan and its sweep, at least.
 pub const GRACE_HOURS: i64 = 72;

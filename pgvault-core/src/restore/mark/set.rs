@@ -138,8 +138,8 @@ impl SetMark {
         let last = Lsn(self.mark.lsn.0.saturating_sub(1));
         let start = WalSegNo::containing(last, self.segment_size).start(self.segment_size);
         let catalog = Catalog::load(cluster, self.segment_size, start).await?;
-        // What is asked for lies on this timeline: how it came about does not matter.
-        let history = TimelineHistory::root(self.mark.timeline);
+        // Without a history, what the timeline has of its own has to do.
+        let history = catalog.history(self.mark.timeline).unwrap_or_else(|_| TimelineHistory::root(self.mark.timeline));
         Ok(catalog.contiguous_end(&history, last) >= self.mark.lsn)
     }
 }

@@ -3,33 +3,14 @@
 use jiff::{SignedDuration, Timestamp};
 
 use crate::Result;
-use crate::postgres::Lsn;
 use crate::store::ObjectInfo;
+use crate::vault::past::Past;
 use crate::vault::prune::Pruner;
 use crate::vault::session::OLDEST_HOURS;
-use crate::vault::snapshot::Manifest;
 use crate::vault::{Cluster, artifact, hold, layout, mark};
 
 /// Names below this are left by the test of a store.
 const PROBES: &str = "probe/";
-
-/// Where the past that can be restored begins: the end of the backup that ended first, by position and by the server's clock.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Past {
-    stop: Lsn,
-    finished: Timestamp,
-}
-
-impl Past {
-    pub(super) fn of(manifest: &Manifest) -> Self {
-        Self { stop: manifest.stop_lsn, finished: manifest.finished_at }
-    }
-
-    /// The earlier of both, in each respect.
-    pub(super) fn min(self, other: Self) -> Self {
-        Self { stop: self.stop.min(other.stop), finished: self.finished.min(other.finished) }
-    }
-}
 
 /// Removes what has meant nothing to anybody for a week. Without a `past` nobody knows what can be restored.
 pub(super) async fn tidy(cluster: &Cluster, now: Timestamp, past: Option<Past>, pruner: &mut Pruner) -> Result<()> {
