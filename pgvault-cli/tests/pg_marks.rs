@@ -78,7 +78,7 @@ fn a_mark_that_is_not_in_the_vault_yet_ends_with_3() {
     assert_eq!(sql(&restored, "select pg_is_in_recovery()"), "t");
 }
 
-/// Nothing else happens on the server: the record of the restore point alone would stay in its memory.
+/// Nothing else happens on the server that would bring the record to its disk.
 #[test]
 fn a_stream_has_the_mark_of_an_idle_server_without_a_switch() {
     let site = Site::new();

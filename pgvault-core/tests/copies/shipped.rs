@@ -277,7 +277,7 @@ async fn marks_and_artifacts_come_along() {
         mark::store(&world.from, &Mark { id, name: name.into(), timeline, lsn, time, labels, odoo, by, version }).await.unwrap();
     }
     // Of more than one frame.
-    let content: Vec<u8> = (0..5_u32 << 20).map(|n| (n * n >> 7).to_le_bytes()[0]).collect();
+    let content: Vec<u8> = (0..5_u32 << 20).map(|n| (n.wrapping_mul(n) >> 7).to_le_bytes()[0]).collect();
     let file = NewArtifact { name: "odoo.conf".into(), mode: 0o640, content: content.clone() };
     let known = artifact::list(&world.from).await.unwrap();
     let _ = artifact::put(&world.from, &known, &file, false).await.unwrap();

@@ -4,8 +4,8 @@
 //! which modules are installed -> pg_create_restore_point, committed -> the mark in the vault -> WAL up to it in the vault -> a plan
 //! ```
 //!
-//! PostgreSQL writes the record of a restore point, and does not see to it that it reaches the disk: on an idle server it may stay in
-//! memory until somebody commits. So a transaction is committed with it.
+//! A restore point alone reaches the server's disk when the WAL writer gets to it, and a crash before that takes it away, while the
+//! vault says that it was set. So a transaction is committed with it, which waits for the disk.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
