@@ -129,6 +129,11 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
     for (name, error) in &marks.damaged {
         printer.warn(format_args!("{name} is no mark that can be read: {error}"));
     }
+    let described: Vec<Value> = marks
+        .marks
+        .iter()
+        .map(|mark| describe_mark(mark, contents.reaches(mark), super::mark::target(&marks, mark).as_deref()))
+        .collect();
     printer.summary(&json!({
         "cluster": cluster.name().name,
         "system_id": cluster.name().system_id,
@@ -136,13 +141,13 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
         "window": contents.windows,
         "gaps": contents.gaps,
         "branches": contents.branches,
-        "marks": marks.marks.iter().map(|mark| describe_mark(mark, contents.reaches(mark), super::mark::target(&marks, mark))).collect::<Vec<_>>(),
+        "marks": described,
         "damaged": contents.damaged.iter().map(|d| json!({ "backup_id": d.id, "problem": d.error.to_string() })).collect::<Vec<_>>(),
     }));
     Ok(if contents.damaged.is_empty() && marks.damaged.is_empty() { Status::Done } else { Status::VerificationFailed })
 }
 
-fn describe_mark(mark: &Mark, restorable: bool, target: Option<String>) -> Value {
+fn describe_mark(mark: &Mark, restorable: bool, target: Option<&str>) -> Value {
     let mut value = super::mark::describe(mark);
     if let Value::Object(fields) = &mut value {
         let _ = fields.insert("restorable".into(), restorable.into());

@@ -42,7 +42,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &MarkArgs) -> Result
     let unsafe_because = set.until_safe(&cluster, wait).await.err();
     match &unsafe_because {
         None => {
-            printer.line(format_args!("it can be restored: pgvault restore --to {}", shell_word(&format!("name:{}", mark.name))))
+            printer.line(format_args!("it can be restored: pgvault restore --to {}", shell_word(&format!("name:{}", mark.name))));
         }
         Some(error) => {
             let hint = error.hint().map_or_else(String::new, |hint| format!("; {hint}"));
@@ -81,7 +81,7 @@ pub(crate) fn describe(mark: &Mark) -> Value {
 
 /// Labels for people.
 pub(crate) fn labels(labels: &BTreeMap<String, String>) -> String {
-    labels.iter().map(|(key, value)| format!("  {key}={value}")).collect()
+    labels.iter().fold(String::new(), |text, (key, value)| text + "  " + key + "=" + value)
 }
 
 /// What somebody asks `restore` for to get to a mark; nothing when its name was used again later.

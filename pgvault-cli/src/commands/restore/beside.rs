@@ -151,13 +151,12 @@ impl Beside<'_> {
         let side = Side::start(&self.chosen.cluster, &self.chosen.plan, &pgdata, &side_options(&self.config.drill)).await?;
         let done = self.ask(side, &pgdata).await?;
         self.tell(&done, &pgdata);
-        let artifacts = match self.destination {
-            // One database of many, into a server that has its own.
-            Some(_) => Vec::new(),
-            None => {
-                let (chosen, reached) = (&self.chosen, done.reached.time);
-                checklist::tell(self.printer, &chosen.cluster, chosen.place, &chosen.plan, reached).await
-            }
+        // One database of many goes into a server that has files of its own.
+        let artifacts = if self.destination.is_some() {
+            Vec::new()
+        } else {
+            let (chosen, reached) = (&self.chosen, done.reached.time);
+            checklist::tell(self.printer, &chosen.cluster, chosen.place, &chosen.plan, reached).await
         };
         let mut summary = summary(&self.chosen, &restored);
         let warnings: Vec<&String> = restored.warnings.iter().chain(&done.warnings).collect();

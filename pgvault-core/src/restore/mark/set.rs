@@ -110,9 +110,11 @@ pub async fn set(cluster: &Cluster, options: &MarkOptions) -> Result<SetMark> {
 }
 
 impl SetMark {
-    /// Waits until the vault has the WAL up to the mark, and a restore to it can be planned; gives the reason why it cannot when
-    /// `limit` is over.
-    pub async fn until_safe(&self, cluster: &Cluster, limit: Duration) -> Result<(), Error> {
+    /// Waits until the vault has the WAL up to the mark, and a restore to it can be planned.
+    ///
+    /// # Errors
+    /// Why it cannot be restored yet, when `limit` is over. The mark is set all the same.
+    pub async fn until_safe(&self, cluster: &Cluster, limit: Duration) -> Result<()> {
         let deadline = tokio::time::Instant::now() + limit;
         loop {
             let covered = self.is_covered(cluster).await;
