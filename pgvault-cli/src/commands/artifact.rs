@@ -1,7 +1,7 @@
 //! `pgvault artifact`: small configuration files, in versions.
 //!
-//! A directory becomes an artifact for each file in it, not an archive: one that did not change is not stored again, and one can be got back
-//! without the others. What this does not show is that a file was removed from the directory.
+//! A directory becomes an artifact for each file in it, not an archive: one that did not change is not stored again, and one can
+//! be got back without the others. What this does not show is that a file was removed from the directory.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
@@ -169,7 +169,8 @@ async fn get(context: &Context, printer: &Printer, args: &ArtifactGetArgs) -> Re
     Ok(Status::Done)
 }
 
-/// Writes under a name of its own first: nothing half-written has the name that was asked for. It may hold passwords, so nobody else reads it.
+/// Writes under a name of its own first: nothing half-written has the name that was asked for. It may hold passwords, so nobody
+/// else reads it.
 fn write(out: &Path, content: &[u8], force: bool) -> Result<()> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let mut file = tempfile::Builder::new()

@@ -42,8 +42,8 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &DoctorArgs) -> Resu
     Ok(if is_ok { Status::Done } else { Status::VerificationFailed })
 }
 
-/// What the clusters' databases of Odoo say, where any are configured. Neither a server that is away nor a vault without its key keeps anybody
-/// from looking at the store.
+/// What the clusters' databases of Odoo say, where any are configured. Neither a server that is away nor a vault without its key
+/// keeps anybody from looking at the store.
 async fn odoo(context: &Context, printer: &Printer) -> BTreeMap<String, Vec<DatabaseReport>> {
     let mut all = BTreeMap::new();
     for (name, config) in &context.config.cluster {

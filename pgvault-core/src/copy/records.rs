@@ -1,7 +1,7 @@
 //! The records that a reader of the copy needs: gaps, which no listing shows when they are at the end, marks and artifacts.
 //!
-//! They keep their names, times and authors. What else the audit log says is about the source alone: its keys, its restores. So are
-//! receipts of restore drills, which prove something of the vault that was restored from.
+//! They keep their names, times and authors. What else the audit log says is about the source alone: its keys, its restores. So
+//! are receipts of restore drills, which prove something of the vault that was restored from.
 
 use std::collections::BTreeSet;
 

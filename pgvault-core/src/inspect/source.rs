@@ -1,6 +1,7 @@
 //! What a cluster's databases of Odoo say of themselves: where their documents lie, and which of them the vault has.
 //!
-//! These are questions to the server, to the file system and to the vault's records. What the store keeps, [`doctor`](super::doctor) asks.
+//! These are questions to the server, to the file system and to the vault's records. What the store keeps,
+//! [`doctor`](super::doctor) asks.
 
 use std::collections::BTreeMap;
 use std::path::Path;

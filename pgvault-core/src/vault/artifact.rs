@@ -1,8 +1,9 @@
-//! Artifacts: the small files that a restored database is of little use without, such as `odoo.conf` or the manifests of a deployment.
+//! Artifacts: the small files that a restored database is of little use without, such as `odoo.conf` or the manifests of a
+//! deployment.
 //!
-//! Each version is one sealed object, whose first frame is what there is to know of it, and the others its content. Its name in the vault
-//! is an id alone: what the file is called is sealed with it, and no index is kept. There are few, so that whoever looks for one reads the first
-//! frame of each.
+//! Each version is one sealed object, whose first frame is what there is to know of it, and the others its content. Its name in
+//! the vault is an id alone: what the file is called is sealed with it, and no index is kept. There are few, so that whoever
+//! looks for one reads the first frame of each.
 //!
 //! A version may go when another had taken its place before the oldest moment that can be restored. The newest never does.
 
@@ -125,8 +126,8 @@ impl Artifacts {
     }
 }
 
-/// Refuses what cannot be a name: 1 to [`MAX_NAME`] bytes, a relative path of parts that are neither empty nor `.` nor `..`, without control
-/// characters.
+/// Refuses what cannot be a name: 1 to [`MAX_NAME`] bytes, a relative path of parts that are neither empty nor `.` nor `..`,
+/// without control characters.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] when it is not.
@@ -144,7 +145,8 @@ pub fn ensure_name(name: &str) -> Result<()> {
         .with_hint("use a name such as odoo.conf or deploy/values.yaml"))
 }
 
-/// Stores a file, unless the newest version of it in `known` has the same content and permissions. With `force` it is stored in any case.
+/// Stores a file, unless the newest version of it in `known` has the same content and permissions. With `force` it is stored in
+/// any case.
 ///
 /// # Errors
 /// [`ErrorKind::Usage`] for a name that is none, or when it is too large. When the store fails.

@@ -1,7 +1,7 @@
 //! Marks: restore points that somebody named before a change, and what was there at that moment.
 //!
-//! The restore point itself is a record in WAL, and a restore finds it there without this. The mark beside it is what can be found without
-//! reading WAL: which names were given, when, why (labels), and which modules of Odoo were installed then.
+//! The restore point itself is a record in WAL, and a restore finds it there without this. The mark beside it is what can be
+//! found without reading WAL: which names were given, when, why (labels), and which modules of Odoo were installed then.
 //!
 //! A mark outlives nothing: when no backup is left that ended before it, it cannot be restored, and the pruner removes it.
 
@@ -78,8 +78,8 @@ impl Marks {
         self.newest(&mark.name).is_some_and(|newest| newest.id == mark.id)
     }
 
-    /// The marks that nothing leads to any more, when `oldest_stop` is the end of the backup that ended first: positions only grow, so on
-    /// no timeline does a backup lie before them.
+    /// The marks that nothing leads to any more, when `oldest_stop` is the end of the backup that ended first: positions only
+    /// grow, so on no timeline does a backup lie before them.
     pub(crate) fn unreachable(&self, oldest_stop: Lsn) -> Vec<ObjectInfo> {
         let gone = self.marks.iter().filter(|mark| mark.lsn < oldest_stop);
         gone.filter_map(|mark| self.objects.get(&mark.id).cloned()).collect()

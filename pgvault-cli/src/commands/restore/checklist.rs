@@ -11,8 +11,8 @@ use serde_json::{Value, json};
 use crate::context::Place;
 use crate::output::{Printer, shell_word};
 
-/// Names the newest version of each artifact at the moment that was restored. `reached` is the time of the last transaction in it, when
-/// somebody has looked. What cannot be found out spoils no restore: it is said.
+/// Names the newest version of each artifact at the moment that was restored. `reached` is the time of the last transaction in
+/// it, when somebody has looked. What cannot be found out spoils no restore: it is said.
 pub(super) async fn tell(
     printer: &Printer,
     cluster: &Cluster,

@@ -1,11 +1,12 @@
 //! Setting a restore point, and waiting until a restore leads to it.
 //!
 //! ```text
-//! which modules are installed -> pg_create_restore_point, committed -> the mark in the vault -> WAL up to it in the vault -> a plan
+//! which modules are installed -> pg_create_restore_point, committed -> the mark in the vault -> WAL up to it in the vault -> a
+//! plan
 //! ```
 //!
-//! A restore point alone reaches the server's disk when the WAL writer gets to it, and a crash before that takes it away, while the
-//! vault says that it was set. So a transaction is committed with it, which waits for the disk.
+//! A restore point alone reaches the server's disk when the WAL writer gets to it, and a crash before that takes it away, while
+//! the vault says that it was set. So a transaction is committed with it, which waits for the disk.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -64,8 +65,9 @@ pub struct SetMark {
 /// Sets a restore point and records it.
 ///
 /// # Errors
-/// [`ErrorKind::Usage`] for a name that PostgreSQL would not take, or that another mark has. [`ErrorKind::Source`] when the server cannot be used: it
-/// is a standby, or the role may not. When the store fails; the message says so when the restore point was set by then.
+/// [`ErrorKind::Usage`] for a name that PostgreSQL would not take, or that another mark has. [`ErrorKind::Source`] when the
+/// server cannot be used: it is a standby, or the role may not. When the store fails; the message says so when the restore point
+/// was set by then.
 pub async fn set(cluster: &Cluster, options: &MarkOptions) -> Result<SetMark> {
     ensure_name(&options.name)?;
     ensure_labels(&options.labels)?;

@@ -1,4 +1,5 @@
-//! What else gathers: sessions that are over, probes, holds that were taken back, marks and versions of artifacts that no restore leads to.
+//! What else gathers: sessions that are over, probes, holds that were taken back, marks and versions of artifacts that no restore
+//! leads to.
 
 use jiff::{SignedDuration, Timestamp};
 
