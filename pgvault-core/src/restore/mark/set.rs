@@ -1,8 +1,7 @@
 //! Setting a restore point, and waiting until a restore leads to it.
 //!
 //! ```text
-//! which modules are installed -> pg_create_restore_point, committed -> the mark in the vault -> WAL up to it in the vault -> a
-//! plan
+//! installed modules -> pg_create_restore_point, committed -> the mark in the vault -> WAL up to it in the vault -> a plan
 //! ```
 //!
 //! A restore point alone reaches the server's disk when the WAL writer gets to it, and a crash before that takes it away, while
