@@ -160,7 +160,8 @@ impl Run<'_> {
         }
         for chunk in marks.chunks(self.odoo.rules().gc_chunk.max(1)) {
             let _ = self.sql("gc: begin", "begin isolation level repeatable read").await?;
-            let kept = self.referenced(chunk, " for update").await?;
+            // In an order, unlike Odoo: where the rows lie differs from run to run, and so would the one that it waits for first.
+            let kept = self.referenced(chunk, " order by id for update").await?;
             for mark in chunk {
                 if kept.contains(&mark.store_fname) {
                     let _: Step = self.pause.here("gc: unlink the mark").await;

@@ -289,15 +289,22 @@ impl Run<'_, '_> {
         }
     }
 
-    /// Lets those go on whose locks have become free. They get there by themselves; here it is waited for.
+    /// Lets those go on whose locks have become free. They get there by themselves; here it is waited for, and again for those who waited
+    /// for one of them: a transaction that fails lets its locks go at once.
     async fn release(&mut self) -> Result<()> {
-        for index in 0..self.places.len() {
-            let Some(actor) = self.places.get(index).and_then(|place| place.actor.as_ref()) else { continue };
-            if actor.is_blocked() && !actor.is_still_blocked().await? {
-                self.advance(index).await?;
+        loop {
+            let mut released = false;
+            for index in 0..self.places.len() {
+                let Some(actor) = self.places.get(index).and_then(|place| place.actor.as_ref()) else { continue };
+                if actor.is_blocked() && !actor.is_still_blocked().await? {
+                    self.advance(index).await?;
+                    released = true;
+                }
+            }
+            if !released {
+                return Ok(());
             }
         }
-        Ok(())
     }
 
     async fn turn(&mut self, index: usize, ending: bool) -> Result<()> {

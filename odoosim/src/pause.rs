@@ -23,7 +23,7 @@ use tokio::sync::{Notify, oneshot};
 
 use crate::ledger::{Ledger, Step};
 
-/// How long a step may take before PostgreSQL is asked whether it waits for a lock. Most take less than a millisecond.
+/// How long a step may take before PostgreSQL is asked for the first time whether it waits for a lock. Most take less.
 const LOOK_AFTER: Duration = Duration::from_millis(1);
 
 #[derive(Default)]
@@ -236,7 +236,7 @@ impl<'a, T> Actor<'a, T> {
         #[expect(clippy::expect_used, reason = "a mistake of the test that holds the actor")]
         let future = self.future.as_mut().expect("an actor that has ended cannot go on");
         self.gate.open();
-        let mut look = false;
+        let (mut look, mut patience) = (false, LOOK_AFTER);
         loop {
             tokio::select! {
                 biased;
@@ -251,11 +251,15 @@ impl<'a, T> Actor<'a, T> {
                         return Ok(Progress::Paused(*self.gate.last.lock().unwrap_or_else(PoisonError::into_inner)));
                     }
                 }
-                () = tokio::time::sleep(LOOK_AFTER) => look = true,
+                () = tokio::time::sleep(patience) => look = true,
             }
-            if std::mem::take(&mut look) && self.monitor.is_blocked(&self.backend).await? {
-                self.blocked = true;
-                return Ok(Progress::Blocked);
+            if std::mem::take(&mut look) {
+                if self.monitor.is_blocked(&self.backend).await? {
+                    self.blocked = true;
+                    return Ok(Progress::Blocked);
+                }
+                // A long step of its own: asking costs more than waiting.
+                patience = (patience * 2).min(LOOK_AFTER * 16);
             }
         }
     }

@@ -20,7 +20,7 @@ use serde::Deserialize;
 pub use drill::{Asks, DrillCheck, DrillConfig, RunnerKind};
 pub use kms::{KmsOptions, VaultAuth};
 pub use load::{load, load_text};
-pub use odoo::{Blackout, OdooConfig};
+pub use odoo::{Blackout, OdooConfig, OdooMode};
 pub use secret::SecretSource;
 pub use store::{AzureConfig, ByClass, GcsConfig, ImmutabilityConfig, Job, JobLimits, LimitsConfig, S3Config};
 

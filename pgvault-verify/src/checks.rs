@@ -8,10 +8,12 @@
 //! relations   tables read, heaps and B-trees are sound   catalog     the schema dumps, indexes, constraints, collations, extensions
 //! rows        as many as were counted with the backup
 //! sequences   none is behind its table                   odoo        what Odoo depends on
-//! filestore   attachments that rows refer to             user        the operator's own
+//! documents   attachments, from the vault                 user        the operator's own
+//! filestore   attachments, in a folder
 //! ```
 
 mod catalog;
+mod documents;
 mod files;
 mod filestore;
 mod odoo;
@@ -112,12 +114,12 @@ impl Restored<'_> {
 /// # Errors
 /// When the server cannot be asked.
 pub(crate) async fn databases(restored: &Restored<'_>) -> Result<Vec<String>> {
-    names(restored, "datallowconn AND NOT datistemplate").await
+    names(restored, "datallowconn AND datconnlimit <> -2 AND NOT datistemplate").await
 }
 
 /// Every database that can be connected to.
 async fn all_databases(restored: &Restored<'_>) -> Result<Vec<String>> {
-    names(restored, "datallowconn").await
+    names(restored, "datallowconn AND datconnlimit <> -2").await
 }
 
 async fn names(restored: &Restored<'_>, which: &str) -> Result<Vec<String>> {
@@ -240,6 +242,11 @@ impl Done<'_> {
                             }
                         }
                         Err(error) => self.add(&format!("odoo:{database}"), began, Err(error), running).await,
+                    }
+                    let began = Instant::now();
+                    match within(self.restored.limit, Box::pin(documents::fetchable(self.restored, &database))).await.transpose() {
+                        None => {}
+                        Some(found) => self.add(&format!("documents:{database}"), began, found, running).await,
                     }
                 }
             }

@@ -184,7 +184,7 @@ impl Side {
         self.server.connect(database).await
     }
 
-    /// The databases that can be connected to, but for the templates, by name.
+    /// The databases that can be connected to, but for the templates, by name. One that somebody had begun to drop is none.
     ///
     /// # Errors
     /// When the server cannot be asked.
@@ -248,7 +248,7 @@ impl Promoted {
         self.server.connect(database).await
     }
 
-    /// The databases that can be connected to, but for the templates, by name.
+    /// The databases that can be connected to, but for the templates, by name. One that somebody had begun to drop is none.
     ///
     /// # Errors
     /// When the server cannot be asked.
@@ -321,7 +321,7 @@ impl Started {
     async fn databases(&self) -> Result<Vec<String>> {
         let mut sql = self.connect("postgres").await?;
         let mut sets = sql
-            .simple_query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY datname")
+            .simple_query("SELECT datname FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 AND NOT datistemplate ORDER BY datname")
             .await?;
         sql.close().await;
         sets.pop().unwrap_or_default().rows.iter().map(|row| row.required(0).map(ToOwned::to_owned)).collect()

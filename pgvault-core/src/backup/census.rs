@@ -238,7 +238,7 @@ impl Taker {
         let sets = connection
             .simple_query(
                 "SELECT datname, oid, has_database_privilege(oid, 'CONNECT') FROM pg_database \
-                 WHERE datallowconn AND datname <> 'template0' ORDER BY oid",
+                 WHERE datallowconn AND datconnlimit <> -2 AND datname <> 'template0' ORDER BY oid",
             )
             .await?;
         let mut databases = Vec::new();

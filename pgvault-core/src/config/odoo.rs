@@ -9,6 +9,17 @@ use serde::Deserialize;
 use super::load;
 use crate::{Error, ErrorKind, Result};
 
+/// How documents are kept from Odoo's garbage collector, until 19; from 19.5 on it leaves new ones alone for half an hour.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OdooMode {
+    /// Not at all: what comes and goes between two passes is not captured.
+    #[default]
+    Poll,
+    /// By a lock that it has to wait for, two seconds at most, while the files on its list are opened.
+    Guard,
+}
+
 /// `[cluster.NAME.odoo]`
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -21,6 +32,8 @@ pub struct OdooConfig {
     pub databases: Vec<String>,
     /// Filestores that lie elsewhere, by database.
     pub filestores: BTreeMap<String, PathBuf>,
+    /// How documents are kept from Odoo's garbage collector.
+    pub mode: OdooMode,
     /// Time between passes of `filestore sync --watch`.
     #[serde(deserialize_with = "load::duration")]
     pub interval: Duration,
@@ -40,6 +53,7 @@ impl Default for OdooConfig {
             data_dir: None,
             databases: Vec::new(),
             filestores: BTreeMap::new(),
+            mode: OdooMode::Poll,
             interval: Duration::from_secs(60),
             full_every: Duration::from_secs(24 * 3600),
             blackout: Vec::new(),

@@ -31,6 +31,7 @@ use ulid::Ulid;
 use super::catalog::Catalog;
 use super::contents::{Outcome, Stow, Wanted, store};
 use super::database::{Odoo, Position};
+use super::guard::Guard;
 use super::pass::{self, Counts, Pass, PassKind, Watermark};
 use super::tree::Tree;
 use crate::format::file_run::{Entry, State, promised_sha1};
@@ -57,6 +58,9 @@ const FEW: u64 = 1000;
 
 /// Ids that a transaction may have taken so much earlier than others that have committed.
 const LATE_IDS: i64 = 10_000;
+
+/// Files that are open at once, at most; 1024 is a usual limit of a process.
+const MOST_OPEN: usize = 512;
 
 /// Warnings of one pass.
 const MOST_WARNINGS: usize = 100;
@@ -103,6 +107,8 @@ pub struct CaptureOptions {
     pub level: i32,
     /// A full pass after so long without one.
     pub full_every: Duration,
+    /// A [`Guard`] is held beside the passes; it is only said so.
+    pub guarded: bool,
     /// Record that most files are gone, instead of taking the volume for unmounted.
     pub accept_losses: bool,
     /// Told of bytes that were read.
@@ -236,8 +242,11 @@ impl Capture {
         match known {
             None => (self.last, self.catalog, self.follows, self.seen) = (None, Catalog::empty(&self.cluster), Vec::new(), None),
             Some(known) => {
-                self.follows = known.heads.iter().map(|head| head.id).collect();
                 self.seen = known.heads.iter().map(|head| head.stored_at).max();
+                // Those that are not old enough to stand behind by their age alone are named, too.
+                let young =
+                    known.superseded.iter().filter(|pass| self.seen.is_none_or(|seen| pass.stored_at >= seen - 2 * pass::SLACK));
+                self.follows = known.heads.iter().chain(young).map(|pass| pass.id).collect();
                 (self.last, self.catalog) = (Some(known.pass), known.catalog);
             }
         }
@@ -273,20 +282,8 @@ impl Capture {
             }
             tree => tree?,
         };
-        let mut work = Work {
-            tree,
-            position,
-            began: Instant::now(),
-            recorded: Instant::now(),
-            new_files: 0,
-            new_bytes: 0,
-            stored_bytes: 0,
-            counts: self.last.as_ref().map(|pass| pass.counts).unwrap_or_default(),
-            doubtful: self.last.as_ref().map(|pass| pass.doubtful.clone()).unwrap_or_default(),
-            horizon: None,
-            warnings: Vec::new(),
-        };
-        let why = if depth == Depth::Full { Some("it was asked for".to_owned()) } else { self.why_full(&work).await };
+        let mut work = self.work(tree, position);
+        let why = if depth == Depth::Full { Some("it was asked for".to_owned()) } else { self.why_full(&work) };
         let why = match why {
             Some(why) if depth != Depth::ChecklistOnly => Some(why),
             why => self.checklist(&mut work, depth == Depth::ChecklistOnly).await?.or(why),
@@ -304,7 +301,7 @@ impl Capture {
     }
 
     /// Why the checklist alone will not do.
-    async fn why_full(&mut self, work: &Work) -> Option<String> {
+    fn why_full(&self, work: &Work) -> Option<String> {
         let Some(last) = &self.last else { return Some("it is the first".into()) };
         let Some(full_at) = last.full_at else { return Some("there was none yet".into()) };
         if work.position.at.duration_since(full_at).unsigned_abs() >= self.options.full_every {
@@ -322,8 +319,8 @@ impl Capture {
         None
     }
 
-    /// True of versions whose garbage collector leaves a mark alone for half an hour: no pass in time misses a file.
-    fn has_grace(&self) -> bool {
+    /// True of versions whose garbage collector leaves a mark alone for half an hour: no pass in time misses a file, and no guard is needed.
+    pub fn has_grace(&self) -> bool {
         self.odoo.database.major().is_some_and(|major| major >= 20)
     }
 
@@ -374,9 +371,62 @@ impl Capture {
         wanted.extend(self.odd(work).await?);
         wanted.extend(work.doubtful.keys().filter(|name| !wanted.contains(name)).cloned().collect::<Vec<_>>());
         self.keep(work, back, &[]).await?;
-        let left = self.store(work, wanted).await?;
+        let left = self.store(work, by_name(wanted)).await?;
         self.marks = marks.into_iter().filter(|mark| !left.contains(mark)).collect();
         Ok(why)
+    }
+
+    /// Makes sure of what Odoo's collector may be about to delete: opens every file on the checklist that was not seen before, gives the
+    /// guard back, and stores them then. False when the guard was lost, or given back before they were open.
+    ///
+    /// # Errors
+    /// As [`Capture::pass`].
+    pub async fn before_collection(&mut self, guard: Guard) -> Result<bool> {
+        let position = self.odoo.position().await?;
+        let (folder, marks) = (self.options.folder.clone(), std::mem::take(&mut self.marks));
+        let open = move || {
+            let tree = Tree::open(&folder)?;
+            let fresh: Vec<String> = tree.checklist()?.into_iter().filter(|mark| marks.binary_search(mark).is_err()).collect();
+            let file = |(number, name): (usize, String)| {
+                let file = if number < MOST_OPEN { tree.root().file(&name).ok().flatten() } else { None };
+                Wanted { name, file }
+            };
+            Ok((fresh.into_iter().enumerate().map(file).collect::<Vec<_>>(), tree, marks))
+        };
+        let opened = blocking(open).await;
+        let held = guard.give_back().await;
+        let (fresh, tree, marks) = opened?;
+        self.marks = marks;
+        let mut work = self.work(tree, position);
+        let mut wanted = Vec::new();
+        for file in fresh {
+            if !matches!(self.catalog.entry(&file.name).await?, Some(Entry { state: State::Present(_), .. })) {
+                wanted.push(file);
+            }
+        }
+        let _ = self.store(&mut work, wanted).await?;
+        if work.stored_bytes > 0 {
+            let pass = self.make(&work, PassKind::Unfinished).await?;
+            pass::commit(&self.cluster, &pass, &self.catalog).await?;
+            self.last = Some(pass);
+        }
+        Ok(held)
+    }
+
+    fn work(&self, tree: Tree, position: Position) -> Work {
+        Work {
+            tree,
+            position,
+            began: Instant::now(),
+            recorded: Instant::now(),
+            new_files: 0,
+            new_bytes: 0,
+            stored_bytes: 0,
+            counts: self.last.as_ref().map(|pass| pass.counts).unwrap_or_default(),
+            doubtful: self.last.as_ref().map(|pass| pass.doubtful.clone()).unwrap_or_default(),
+            horizon: None,
+            warnings: Vec::new(),
+        }
     }
 
     /// Files that nothing marks, because their names are not of Odoo's making, in rows that are new.
@@ -394,12 +444,12 @@ impl Capture {
     }
 
     /// Stores the contents of files; those that were not stored.
-    async fn store(&mut self, work: &mut Work, wanted: Vec<String>) -> Result<std::collections::BTreeSet<String>> {
+    async fn store(&mut self, work: &mut Work, wanted: Vec<Wanted>) -> Result<std::collections::BTreeSet<String>> {
         let mut left = std::collections::BTreeSet::new();
         let mut wanted = wanted.into_iter().peekable();
         let stow = Stow { workers: self.options.workers, level: self.options.level, progress: self.options.progress.clone() };
         while wanted.peek().is_some() {
-            let batch: Vec<Wanted> = wanted.by_ref().take(BATCH).map(|name| Wanted { name, file: None }).collect();
+            let batch: Vec<Wanted> = wanted.by_ref().take(BATCH).collect();
             let stowed = store(&self.cluster, work.tree.root(), batch, &stow).await?;
             self.at(Step::Stored).await;
             work.stored_bytes += stowed.packs.iter().map(|pack| pack.size).sum::<u64>();
@@ -501,7 +551,14 @@ impl Capture {
             new_files: work.new_files,
             new_bytes: work.new_bytes,
             stored_bytes: work.stored_bytes,
-            mode: if self.has_grace() { "grace" } else { "poll" }.into(),
+            mode: if self.has_grace() {
+                "grace"
+            } else if self.options.guarded {
+                "guard"
+            } else {
+                "poll"
+            }
+            .into(),
             follows: self.follows.clone(),
             seen: self.seen,
             version: env!("CARGO_PKG_VERSION").into(),
@@ -560,6 +617,10 @@ impl Capture {
         self.last = Some(pass.clone());
         Ok(Captured { pass: Some(pass), warnings: Vec::new() })
     }
+}
+
+fn by_name(names: Vec<String>) -> Vec<Wanted> {
+    names.into_iter().map(|name| Wanted { name, file: None }).collect()
 }
 
 fn unmounted(folder: &std::path::Path, known: u64) -> Error {

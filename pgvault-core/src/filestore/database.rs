@@ -237,7 +237,7 @@ pub async fn references(sql: &mut Connection) -> Result<References> {
 pub async fn databases(connection: &ConnInfo) -> Result<Vec<(String, u32)>> {
     let mut sql = Connection::connect(connection, Mode::Sql).await?;
     let found = sql
-        .simple_query("SELECT datname, oid FROM pg_catalog.pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1")
+        .simple_query("SELECT datname, oid FROM pg_catalog.pg_database WHERE datallowconn AND datconnlimit <> -2 AND NOT datistemplate ORDER BY 1")
         .await?;
     let rows = found.last().map(|set| set.rows.as_slice()).unwrap_or_default();
     let names = rows.iter().map(|row| Ok((row.required(0)?.to_owned(), row.required(1)?.parse().unwrap_or(0)))).collect();

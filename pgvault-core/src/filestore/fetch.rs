@@ -248,11 +248,18 @@ impl Fetch {
     /// Plans a file.
     fn add(&mut self, name: &str, entry: Option<Entry>) -> Result<()> {
         let time = |at: i64| Timestamp::from_millisecond(at).unwrap_or(Timestamp::UNIX_EPOCH);
-        let content = match entry.map(|entry| entry.state) {
-            Some(State::Present(content) | State::Gone(content, _) | State::Lost(content, _)) => content,
-            Some(State::Missing(at)) => return Ok(self.missing(name, Why::MissingAtSource { since: time(at) })),
-            Some(State::Damaged(at)) => return Ok(self.missing(name, Why::DamagedAtSource { since: time(at) })),
-            None | Some(State::Forgotten) => return Ok(self.missing(name, Why::Unknown)),
+        let found = match entry.map(|entry| entry.state) {
+            Some(State::Present(content) | State::Gone(content, _) | State::Lost(content, _)) => Ok(content),
+            Some(State::Missing(at)) => Err(Why::MissingAtSource { since: time(at) }),
+            Some(State::Damaged(at)) => Err(Why::DamagedAtSource { since: time(at) }),
+            None | Some(State::Forgotten) => Err(Why::Unknown),
+        };
+        let content = match found {
+            Ok(content) => content,
+            Err(why) => {
+                self.missing(name, why);
+                return Ok(());
+            }
         };
         self.number += 1;
         if let Sink::Nowhere { one_in } = self.options.sink

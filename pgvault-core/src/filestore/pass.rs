@@ -21,7 +21,7 @@ use crate::vault::{Cluster, layout};
 use crate::{Error, ErrorKind, Result};
 
 /// Some stores date an object when its upload begins.
-const SLACK: SignedDuration = SignedDuration::from_hours(1);
+pub(crate) const SLACK: SignedDuration = SignedDuration::from_hours(1);
 
 /// How much of a filestore a pass has looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

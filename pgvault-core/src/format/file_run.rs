@@ -376,10 +376,10 @@ pub fn parse_packs(bytes: &[u8]) -> Result<Vec<PackRef>, FormatError> {
     let mut cursor = Cursor::new("filestore packs", bytes);
     let packs = pack_table::parse_list(&mut cursor)?;
     cursor.finish()?;
-    match packs.iter().all(|pack| pack.kind == PackKind::Data) {
-        true => Ok(packs),
-        false => Err(FormatError::new("filestore packs", "have a pack of another kind")),
+    if packs.iter().any(|pack| pack.kind != PackKind::Data) {
+        return Err(FormatError::new("filestore packs", "have a pack of another kind"));
     }
+    Ok(packs)
 }
 
 /// A run, as a pass refers to it.

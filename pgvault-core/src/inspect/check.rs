@@ -2,6 +2,8 @@
 //!
 //! One object that cannot be read, or that a newer version wrote, is a finding; the check goes on with all the others.
 
+mod filestores;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures::{StreamExt, stream};
@@ -61,6 +63,7 @@ pub async fn check(cluster: &Cluster, options: &CheckOptions) -> Result<Report> 
     let backups = checker.snapshots().await?;
     checker.records(&backups).await?;
     checker.wal(&backups).await?;
+    checker.filestores().await?;
     checker.report.findings.sort_by(|a, b| (b.severity, &a.object).cmp(&(a.severity, &b.object)));
     Ok(checker.report)
 }
@@ -177,6 +180,7 @@ impl Checker<'_> {
             layout::dir::DRILL,
             layout::dir::HOLD,
             layout::dir::GC,
+            layout::dir::PASS,
             layout::dir::MARK,
         ];
         let names: Vec<(String, u64)> = self
@@ -209,14 +213,15 @@ impl Checker<'_> {
             self.options.progress.advance(size);
             match decoded {
                 Ok(lens) => {
-                    if let Some(id) = layout::id_of(&name).filter(|_| name.starts_with(layout::dir::PACK)) {
+                    let is_pack = [layout::dir::PACK, layout::dir::FILES].iter().any(|dir| name.starts_with(dir));
+                    if let Some(id) = layout::id_of(&name).filter(|_| is_pack) {
                         let _ = self.frames.insert(id.to_bytes(), lens);
                     }
                 }
                 Err(problem) => {
                     let _ = self.damaged.insert(name.clone());
                     // Packs and WAL are reported with the backups they hurt, below.
-                    if !name.starts_with(layout::dir::PACK) && !name.starts_with(layout::dir::WAL) {
+                    if ![layout::dir::PACK, layout::dir::WAL, layout::dir::FILES].iter().any(|dir| name.starts_with(dir)) {
                         let hurts = layout::id_of(&name).filter(|_| name.starts_with(layout::dir::SNAP));
                         self.report.error(self.cluster.path(&name), problem.clone(), hurts.into_iter().collect());
                     }

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStringExt;
 use pgvault_core::crypto::keys::{ClusterKeys, EpochDocument, Identity, MasterKey};
 use pgvault_core::crypto::sealed::{FrameEncoder, SealedWriter};
 use pgvault_core::crypto::slot::{Method, SlotDocument, Wrap};
+use pgvault_core::format::file_run::{self, Content, Entry, Filter, Piece, RunEncoder, RunHead, RunRef, State};
 use pgvault_core::format::file_table::{FileEntry, MapPlace, MapRun, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, FrameEntry, Kind};
@@ -33,6 +34,7 @@ pub fn all() -> Vec<Seed> {
     let mut seeds = Vec::new();
     objects(&mut seeds);
     tables(&mut seeds);
+    filestores(&mut seeds);
     documents(&mut seeds);
     names(&mut seeds);
     wal(&mut seeds);
@@ -43,6 +45,46 @@ pub fn all() -> Vec<Seed> {
 
 fn prefixed(number: u64, bytes: &[u8]) -> Vec<u8> {
     [&number.to_le_bytes()[..], bytes].concat()
+}
+
+fn filestores(seeds: &mut Vec<Seed>) {
+    let pack = |id: u8, kind| PackRef { id: [id; 16], kind, size: 1 << 20, footer_len: 90, frames: 8, live: 0, sha256: [id; 32] };
+    let sha1 = "da39a3ee5e6b4b0d3255bfef95601890afd80709";
+    let piece = |id: u8, len| Piece { pack: [id; 16], frame: 3, offset: 5, len };
+    let content = |pieces: Vec<Piece>| Content {
+        size: pieces.iter().map(|piece| piece.len).sum(),
+        mode: 0o644,
+        sha1: file_run::promised_sha1(sha1).unwrap(),
+        pieces,
+    };
+    let states = [
+        (format!("da/{sha1}"), State::Present(content(vec![piece(0, 100)]))),
+        ("db/own".into(), State::Present(content(vec![piece(1, 4 << 20 >> 1), piece(2, 7)]))),
+        (format!("dc/{sha1}"), State::Gone(content(vec![]), 1_767_225_600_000)),
+        (format!("dd/{sha1}"), State::Lost(content(vec![piece(0, 1)]), 1)),
+        ("de/missing".into(), State::Missing(2)),
+        ("df/damaged".into(), State::Damaged(3)),
+        ("e/forgotten".into(), State::Forgotten),
+    ];
+    let mut encoder = RunEncoder::default();
+    let mut head = RunHead { filter: Filter::for_names(7), ..RunHead::default() };
+    for (name, state) in states {
+        head.filter.add(&name);
+        assert!(encoder.push(&Entry { name, since: 1_767_225_600_000, state }).is_none());
+    }
+    let chunk = encoder.take().unwrap();
+    head.firsts = vec![chunk.first];
+    head.packs = (0..3).map(|id| pack(id, PackKind::Data)).collect();
+    head.before = vec![pack(9, PackKind::Meta)];
+    let run = RunRef { pack: pack(9, PackKind::Meta), head: 1, entries: 7 };
+    for (name, bytes) in [
+        ("chunk", chunk.bytes),
+        ("head", head.encode()),
+        ("runs", file_run::encode_runs(&[run.clone(), run])),
+        ("packs", file_run::encode_packs(&head.packs)),
+    ] {
+        seeds.push(("filestore_run", name.into(), bytes));
+    }
 }
 
 fn objects(seeds: &mut Vec<Seed>) {

@@ -8,9 +8,11 @@ use pgvault_core::crypto::keys::EpochDocument;
 use pgvault_core::crypto::kms::KeyName;
 use pgvault_core::crypto::sealed;
 use pgvault_core::crypto::slot::SlotDocument;
+use pgvault_core::format::file_run::{self, RunEncoder, RunHead};
 use pgvault_core::format::file_table::{self, MapPlace, Node, TableWriter};
 use pgvault_core::format::map::{Extent, FileMap};
 use pgvault_core::format::object::{Codec, Footer, HEADER_LEN, Header, TAIL_LEN, Tail};
+use pgvault_core::format::pack_table::{PackKind, PackRef};
 use pgvault_core::format::table_index::TableIndex;
 use pgvault_core::format::{BLOCK, MAX_FRAME, MAX_OBJECT, REGION_BLOCKS, document, pack_table};
 use pgvault_core::postgres::wal::{self, Records, Touch, Touched, WalChecker, WalPageHeader};
@@ -41,7 +43,38 @@ pub const TARGETS: &[NamedTarget] = &[
     ("wal_object_name", wal_object_name),
     ("base_backup", base_backup),
     ("kms_name", kms_name),
+    ("filestore_run", filestore_run),
 ];
+
+/// The runs of a filestore's catalog: a chunk, its head, and what a pass has of both.
+pub fn filestore_run(data: &[u8]) {
+    if let Ok(head) = RunHead::parse(data) {
+        assert_eq!(head.encode(), data);
+        assert!(head.firsts.len() <= data.len());
+        let _ = head.chunk_of("ab/c");
+        let _ = head.filter.may_have("ab/c");
+    }
+    if let Ok(runs) = file_run::parse_runs(data) {
+        assert_eq!(file_run::encode_runs(&runs), data);
+    }
+    let pack =
+        |id: u8| PackRef { id: [id; 16], kind: PackKind::Data, size: 1, footer_len: 1, frames: 8, live: 0, sha256: [id; 32] };
+    let packs: Vec<PackRef> = (0..4).map(pack).collect();
+    if let Ok(entries) = file_run::parse_chunk(data, &packs) {
+        let size: usize =
+            entries.iter().map(|entry| entry.name.len() + entry.state.content().map_or(0, |content| content.pieces.len())).sum();
+        assert!(size <= data.len());
+        let mut encoder = RunEncoder::default();
+        let mut chunks: Vec<Vec<u8>> = entries.iter().filter_map(|entry| encoder.push(entry)).map(|chunk| chunk.bytes).collect();
+        chunks.extend(encoder.take().map(|chunk| chunk.bytes));
+        let used = encoder.finish().1.into_iter().map(|id| pack(id[0])).collect::<Vec<_>>();
+        let again: Vec<_> = chunks.iter().flat_map(|chunk| file_run::parse_chunk(chunk, &used).unwrap()).collect();
+        assert_eq!(again, entries);
+    }
+    if let Ok(packs) = file_run::parse_packs(data) {
+        assert_eq!(file_run::encode_packs(&packs), data);
+    }
+}
 
 /// Takes an 8-byte number off the front; inputs shorter than that are read as if zeroes followed.
 fn number(data: &[u8]) -> (u64, &[u8]) {

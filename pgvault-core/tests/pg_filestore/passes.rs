@@ -1,13 +1,20 @@
 //! What passes store, notice and refuse.
 
-use odoosim::{Content, Odoo, Rules, Series, Site};
+use std::sync::Arc;
+
+use odoosim::{Collection, Content, Odoo, Rules, Series, Site};
 use pgvault_core::ErrorKind;
+use pgvault_core::clock::Clock as _;
 use pgvault_core::filestore::capture::{Depth, TRIES};
 use pgvault_core::filestore::fetch::{Why, get};
+use pgvault_core::filestore::guard::Guard;
 use pgvault_core::filestore::pass::{PassKind, instances};
 use pgvault_core::format::file_run::State;
+use pgvault_core::inspect::{CheckOptions, Severity};
+use pgvault_core::progress::Silent;
+use pgvault_core::vault::gc::{GcOptions, collect};
 
-use crate::place::{capture, cluster, files, known, restore, runtime};
+use crate::place::{capture, cluster, files, known, restore, runtime, timed_cluster, try_restore};
 
 /// Attaches contents, each in a transaction of its own.
 async fn attach(odoo: &Odoo, contents: &[Content]) {
@@ -253,4 +260,135 @@ fn a10_rows_that_dangle_are_counted_and_a_new_loss_is_told() {
         let counts = capture.pass(Depth::Full).await.unwrap().pass.unwrap().counts;
         assert_eq!((counts.missing, counts.lost), (0, 0));
     });
+}
+
+/// Damage of what is stored is found by the check, and never handed out as a document.
+#[test]
+fn t30_damage_of_stored_documents_is_found_and_refused() {
+    on(Series::V18, async |_, odoo| {
+        let cluster = cluster(&odoo).await;
+        let all = contents(0..400);
+        attach(&odoo, &all).await;
+        let _ = capture(&cluster, &odoo).await.pass(Depth::AsNeeded).await.unwrap();
+        let check = async || {
+            let options = CheckOptions { sizes_only: false, progress: Arc::new(Silent) };
+            let report = pgvault_core::inspect::check(&cluster, &options).await.unwrap();
+            report
+                .findings
+                .iter()
+                .filter(|finding| finding.severity == Severity::Error)
+                .map(|f| f.problem.clone())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(check().await, Vec::<String>::new());
+        let store = cluster.store().clone();
+        let objects = store.list(&cluster.path("files/")).await.unwrap();
+        assert!(objects.iter().any(|object| object.name.contains("files/pass/")), "{objects:?}");
+        for object in &objects {
+            let good = store.get(&object.name).await.unwrap();
+            for at in [good.len() / 3, good.len() * 2 / 3] {
+                let mut bad = good.to_vec();
+                bad[at] ^= 4;
+                store.delete(&object.name).await.unwrap();
+                let _ = store.put_new(&object.name, bad.into()).await.unwrap();
+                assert!(!check().await.is_empty(), "a flipped bit of {} at {at}", object.name);
+                let folder = tempfile::tempdir().unwrap();
+                if let Ok(fetched) = try_restore(&cluster, &odoo, &folder.path().join("f")).await {
+                    // The bit was in a tail's hash, which a reader with the key leaves to the check.
+                    assert_eq!((fetched.files, fetched.unknown), (400, 0), "{}", object.name);
+                    assert_eq!(files(&folder.path().join("f")), files(&odoo.data_dir().join("filestore/shop")));
+                }
+            }
+            store.delete(&object.name).await.unwrap();
+            // Without its only pass a filestore is one that never was; that is what locks are for.
+            if !object.name.contains("files/pass/") {
+                assert!(check().await.iter().any(|problem| problem.contains("is missing")), "{}", object.name);
+                let folder = tempfile::tempdir().unwrap();
+                assert!(try_restore(&cluster, &odoo, &folder.path().join("f")).await.is_err(), "{}", object.name);
+            }
+            let _ = store.put_new(&object.name, good).await.unwrap();
+        }
+        assert_eq!(check().await, Vec::<String>::new());
+    });
+}
+
+/// What is collected was needed by nobody, and a filestore of years is found by reading one pass.
+#[test]
+fn garbage_of_filestores_is_collected_and_nothing_else() {
+    on(Series::V18, async |_, odoo| {
+        let (clock, cluster) = timed_cluster(&odoo).await;
+        let hours = |n: i64| clock.set(clock.now() + jiff::SignedDuration::from_hours(n));
+        let first = contents(0..300);
+        attach(&odoo, &first).await;
+        for round in 0..6 {
+            let mut capture = capture(&cluster, &odoo).await;
+            let _ = capture.pass(Depth::AsNeeded).await.unwrap();
+            attach(&odoo, &contents(300 + round * 300..600 + round * 300)).await;
+            let _ = capture.pass(Depth::AsNeeded).await.unwrap();
+            hours(1);
+        }
+        let folder = instances(&cluster).await.unwrap().remove(0);
+        let passes = async || cluster.store().list(&cluster.path(&format!("files/pass/{folder}/"))).await.unwrap().len();
+        let packs = async || cluster.store().list(&cluster.path("files/pack/")).await.unwrap().len();
+        let (before, packs_before) = (passes().await, packs().await);
+        assert!(before >= 12, "{before}");
+        // Runs that were merged away are garbage; documents are none.
+        for _ in 0..3 {
+            hours(80);
+            let collected = collect(&cluster, &GcOptions::default()).await.unwrap();
+            assert_eq!(collected.swept.failed + collected.tidied.failed, 0);
+        }
+        assert_eq!(passes().await, 1);
+        assert!(packs().await < packs_before, "{} of {packs_before}", packs().await);
+        let target = tempfile::tempdir().unwrap();
+        let fetched = restore(&cluster, &odoo, &target.path().join("f"), false).await.unwrap();
+        assert_eq!((fetched.files, fetched.unknown), (2100, 0));
+        assert_eq!(files(&target.path().join("f")), files(&odoo.data_dir().join("filestore/shop")));
+    });
+}
+
+/// A8: the collector waits until its victims are safe, and then collects; who holds it up too long is passed over.
+#[test]
+fn a8_the_collector_waits_for_the_guard_and_not_for_ever() {
+    for series in [Series::V14, Series::V18, Series::V19] {
+        on(series, async |_, odoo| {
+            let cluster = cluster(&odoo).await;
+            attach(&odoo, &contents(0..5)).await;
+            let mut capture = capture(&cluster, &odoo).await;
+            let _ = capture.pass(Depth::AsNeeded).await.unwrap();
+            let mut guard = Guard::arm(&odoo.conninfo().unwrap(), odoo.name()).await.unwrap();
+            // Rows are written as before: born and given up between two passes.
+            let short = Content::new(*b"came and went");
+            attach(&odoo, std::slice::from_ref(&short)).await;
+            let mut worker = odoo.worker().await.unwrap();
+            worker.begin().await.unwrap();
+            let attachment = worker.nth(5).await.unwrap().unwrap();
+            worker.unlink(&attachment).await.unwrap();
+            worker.commit().await.unwrap();
+            assert!(!guard.wanted_within(std::time::Duration::from_millis(200)).await);
+            let collector = tokio::spawn({
+                let odoo = odoo.clone();
+                async move { odoo.collect().await }
+            });
+            assert!(guard.wanted_within(std::time::Duration::from_secs(60)).await);
+            assert!(odoo.ledger().is_on_disk(&short.store_fname()));
+            assert!(capture.before_collection(guard).await.unwrap(), "{series:?}");
+            assert!(matches!(collector.await.unwrap().unwrap(), Collection::Done { removed: 1, .. }), "{series:?}");
+            assert!(!odoo.ledger().is_on_disk(&short.store_fname()));
+            let mut bytes = Vec::new();
+            let _ = get(&mut known(&cluster).await.catalog, &short.store_fname(), &mut bytes).await.unwrap();
+            assert_eq!(bytes, short.bytes());
+            // Nobody gives this one back: the collector, whose patience is 10 s, comes to its end all the same, and so do writers behind it.
+            let mut stuck = Guard::arm(&odoo.conninfo().unwrap(), odoo.name()).await.unwrap();
+            let collector = tokio::spawn({
+                let odoo = odoo.clone();
+                async move { odoo.collect().await }
+            });
+            assert!(stuck.wanted_within(std::time::Duration::from_secs(60)).await);
+            attach(&odoo, &contents(5..6)).await;
+            assert!(matches!(collector.await.unwrap().unwrap(), Collection::Done { .. }), "{series:?}");
+            assert!(!stuck.holds());
+            assert!(!stuck.give_back().await);
+        });
+    }
 }

@@ -5,16 +5,19 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use object_store::memory::InMemory;
 use odoosim::{Odoo, Pause};
 use pgvault_core::Result;
+use pgvault_core::clock::FixedClock;
 use pgvault_core::crypto::slot::{Unlock, Wrap};
-use pgvault_core::env::Env;
+use pgvault_core::env::{Env, OsRandom};
 use pgvault_core::filestore::capture::{Capture, CaptureOptions, Step};
 use pgvault_core::filestore::fetch::{FetchOptions, Fetched, Sink, Wish, fetch};
 use pgvault_core::filestore::pass::{self, Known};
 use pgvault_core::postgres::{Connection, Mode};
 use pgvault_core::progress::Silent;
-use pgvault_core::store::Store;
+use pgvault_core::store::{Store, StoreOptions};
+use pgvault_core::testing::TimedStore;
 use pgvault_core::vault::layout::ClusterName;
 use pgvault_core::vault::{Cluster, Vault};
 
@@ -24,12 +27,27 @@ pub(crate) fn runtime() -> tokio::runtime::Runtime {
 
 /// A vault for the cluster that a database is in.
 pub(crate) async fn cluster(odoo: &Odoo) -> Cluster {
+    cluster_in(odoo, Store::in_memory(), Env::default()).await
+}
+
+/// The same, with a clock of the store that moves when it is told.
+pub(crate) async fn timed_cluster(odoo: &Odoo) -> (Arc<FixedClock>, Cluster) {
+    let clock = Arc::new(FixedClock::new("2026-01-01T00:00:00Z".parse().unwrap()));
+    let store = TimedStore::new(Arc::new(InMemory::new()), clock.clone());
+    let env = Env::new(clock.clone(), Arc::new(OsRandom));
+    (clock, cluster_in(odoo, Store::new(Arc::new(store), "memory:///", StoreOptions::default()), env).await)
+}
+
+async fn cluster_in(odoo: &Odoo, store: Store, env: Env) -> Cluster {
     let mut sql = Connection::connect(&odoo.conninfo().unwrap(), Mode::Sql).await.unwrap();
     let row = sql.query_one("SELECT system_identifier FROM pg_control_system()").await.unwrap();
     let name = ClusterName::new("main", row.required(0).unwrap().parse().unwrap()).unwrap();
-    let (vault, _) = Vault::create(Store::in_memory(), Env::default()).await.unwrap();
-    let _ = vault.create_cluster(&name, &[Wrap::Passphrase("secret".into())]).await.unwrap();
-    vault.unlock(&name, &Unlock::Passphrase("secret".into())).await.unwrap()
+    let (vault, _) = Vault::create(store, env).await.unwrap();
+    // A passphrase would take longer than a history.
+    let identity = age::x25519::Identity::generate();
+    let _ = vault.create_cluster(&name, &[Wrap::Recipient(identity.to_public().to_string())]).await.unwrap();
+    let secret = age::secrecy::ExposeSecret::expose_secret(&identity.to_string()).to_owned();
+    vault.unlock(&name, &Unlock::Identity(secret.into())).await.unwrap()
 }
 
 pub(crate) fn options(odoo: &Odoo) -> CaptureOptions {
@@ -40,6 +58,7 @@ pub(crate) fn options(odoo: &Odoo) -> CaptureOptions {
         workers: 2,
         level: 1,
         full_every: Duration::from_secs(3600 * 24),
+        guarded: false,
         accept_losses: false,
         progress: Arc::new(Silent),
         hook: None,
@@ -94,6 +113,16 @@ pub(crate) async fn restore(cluster: &Cluster, odoo: &Odoo, folder: &Path, delta
     let sink = Sink::Folder { path: folder.to_path_buf(), owner: None, delta };
     let options = FetchOptions { sink, workers: 2, progress: Arc::new(Silent) };
     fetch(&mut known(cluster).await.catalog, Wish::Referenced(references), &options).await
+}
+
+/// The same, of a vault in which anything may be damaged.
+pub(crate) async fn try_restore(cluster: &Cluster, odoo: &Odoo, folder: &Path) -> Result<Fetched> {
+    let mut sql = Connection::connect(&odoo.conninfo()?, Mode::Sql).await?;
+    let references = pgvault_core::filestore::database::references(&mut sql).await?;
+    let folders = pass::instances(cluster).await?;
+    let Some(mut known) = pass::load(cluster, &folders[0]).await? else { panic!("there is no pass") };
+    let sink = Sink::Folder { path: folder.to_path_buf(), owner: None, delta: false };
+    fetch(&mut known.catalog, Wish::Referenced(references), &FetchOptions { sink, workers: 2, progress: Arc::new(Silent) }).await
 }
 
 /// Every file below a folder, but the checklist.

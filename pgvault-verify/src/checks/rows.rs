@@ -43,6 +43,16 @@ impl<'a> Recovered<'a> {
         Self { cluster, snapshot, timeline, reached, ahead: Mutex::new(ahead) }
     }
 
+    /// Where the copy's backup lies.
+    pub(crate) fn cluster(&self) -> &Cluster {
+        self.cluster
+    }
+
+    /// Where recovery ended.
+    pub(crate) fn position(&self) -> (TimelineId, Lsn) {
+        (self.timeline, self.reached)
+    }
+
     async fn changes(&self) -> Result<Touched> {
         match self.ahead.lock().await.take() {
             Some(ahead) => ahead.await.map_err(|e| Error::new(ErrorKind::Failed, "task", e.to_string()))?,
@@ -143,7 +153,7 @@ type Tables = BTreeMap<u32, Counted>;
 /// The tables of a census as they are now, by the oids of database and table.
 async fn count_all(restored: &Restored<'_>, census: &Census) -> Result<BTreeMap<u32, Tables>> {
     let mut sql = restored.connect("postgres").await?;
-    let rows = ask(&mut sql, "SELECT oid, datname FROM pg_database WHERE datallowconn").await?.rows;
+    let rows = ask(&mut sql, "SELECT oid, datname FROM pg_database WHERE datallowconn AND datconnlimit <> -2").await?.rows;
     sql.close().await;
     let mut names = BTreeMap::new();
     for row in &rows {

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use pgvault_core::config::{Blackout, ClusterConfig};
+use pgvault_core::config::{Blackout, ClusterConfig, OdooMode};
 use pgvault_core::filestore::capture::{Capture, CaptureOptions, Depth};
 use pgvault_core::filestore::find::Instance;
+use pgvault_core::filestore::guard::Guard;
 use pgvault_core::filestore::pass::{Pass, PassKind};
 use pgvault_core::postgres::ConnInfo;
 use pgvault_core::vault::Cluster;
@@ -59,6 +60,7 @@ impl Sync<'_> {
             workers: self.config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)),
             level: self.config.compression_level,
             full_every: self.config.odoo.full_every,
+            guarded: self.args.watch && self.config.odoo.mode == OdooMode::Guard,
             accept_losses: self.args.accept_losses,
             progress: self.printer.progress(),
             hook: None,
@@ -157,6 +159,7 @@ impl Sync<'_> {
     async fn follow(&self, instance: &Instance) {
         let interval = self.config.odoo.interval;
         let mut capture: Option<Capture> = None;
+        let mut guard: Option<Guard> = None;
         let mut wait = interval / 10;
         let mut full = self.args.full;
         loop {
@@ -175,15 +178,56 @@ impl Sync<'_> {
                     if let Some(pass) = captured.pass.filter(|pass| pass.new_files > 0 || pass.kind != PassKind::Checklist) {
                         let _ = self.tell(&pass, &captured.warnings);
                     }
-                    tokio::time::sleep_until(began + interval).await;
+                    let next = began + interval;
+                    match &mut capture {
+                        Some(capture) if self.is_guarded(capture) => self.stand_guard(instance, capture, &mut guard, next).await,
+                        _ => tokio::time::sleep_until(next).await,
+                    }
                 }
                 Err(error) => {
                     self.printer.warn(format_args!("{}: {error}; trying again in {} s", instance.database, wait.as_secs().max(1)));
                     // The connection may be broken, the database renamed.
                     capture = None;
+                    guard = None;
                     tokio::time::sleep(wait.max(Duration::from_secs(1))).await;
                     wait = (wait * 2).min(LONGEST_WAIT);
                 }
+            }
+        }
+    }
+}
+
+impl Sync<'_> {
+    fn is_guarded(&self, capture: &Capture) -> bool {
+        self.config.odoo.mode == OdooMode::Guard && !capture.has_grace()
+    }
+
+    /// Keeps Odoo's collector waiting until `next`; when it comes, what it may delete is stored first.
+    async fn stand_guard(&self, instance: &Instance, capture: &mut Capture, guard: &mut Option<Guard>, next: tokio::time::Instant) {
+        while tokio::time::Instant::now() < next {
+            let Some(mut held) = guard.take() else {
+                // While the collector runs, the lock has to wait for it.
+                match tokio::time::timeout_at(next, Guard::arm(&self.connection, &instance.database)).await {
+                    Ok(Ok(armed)) => *guard = Some(armed),
+                    Ok(Err(error)) => {
+                        self.printer.warn(format_args!("{}: {error}", instance.database));
+                        return tokio::time::sleep_until(next).await;
+                    }
+                    Err(_) => return,
+                }
+                continue;
+            };
+            if !held.wanted_within(next - tokio::time::Instant::now()).await {
+                *guard = Some(held);
+                return;
+            }
+            match capture.before_collection(held).await {
+                Ok(true) => {}
+                Ok(false) => self.printer.warn(format_args!(
+                    "{}: the guard was given up before all files were open: some that Odoo collects now may not be in the vault",
+                    instance.database
+                )),
+                Err(error) => self.printer.warn(format_args!("{}: {error}", instance.database)),
             }
         }
     }

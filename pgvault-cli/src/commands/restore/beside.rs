@@ -266,9 +266,12 @@ impl Beside<'_> {
             let all = side.databases().await?;
             if !all.contains(wanted) {
                 let why = format!("the cluster has no database `{wanted}` at {}", self.target);
-                return Err(
-                    Error::new(ErrorKind::NotFound, "restore.no_database", why).with_hint(format!("it has: {}", all.join(", ")))
+                // A drop marks the database, for ever and not only when it commits, some moments before.
+                let hint = format!(
+                    "it has: {}; of one that is being dropped, restore a moment with another commit before the drop",
+                    all.join(", ")
                 );
+                return Err(Error::new(ErrorKind::NotFound, "restore.no_database", why).with_hint(hint));
             }
             databases.retain(|database| database.name == *wanted);
         }

@@ -1,6 +1,6 @@
 //! The catalog, compared with all rows that refer to files.
 
-use super::{BATCH, Capture, Work, blocking};
+use super::{BATCH, Capture, Work, blocking, by_name};
 use crate::filestore::tree::Tree;
 use crate::format::file_run::{Entry, State};
 use crate::{Error, ErrorKind, Result};
@@ -76,7 +76,7 @@ impl Capture {
             .with_hint("is its volume mounted, and is it this database's? nothing was recorded"));
         }
         self.keep(work, found.changed, &[]).await?;
-        let _ = self.store(work, found.fresh).await?;
+        let _ = self.store(work, by_name(found.fresh)).await?;
         Ok(())
     }
 

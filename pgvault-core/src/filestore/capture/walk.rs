@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt;
 
 use jiff::Timestamp;
 
-use super::{BATCH, Capture, FEW, Step, Work, blocking, unmounted};
+use super::{BATCH, Capture, FEW, Step, Work, blocking, by_name, unmounted};
 use crate::Result;
 use crate::filestore::pass::{Counts, PassKind};
 use crate::filestore::space;
@@ -71,7 +71,7 @@ impl Capture {
                 }
                 self.meet(work, file, entry, &mut seen).await?;
                 if seen.wanted.len() >= BATCH {
-                    let _ = self.store(work, std::mem::take(&mut seen.wanted)).await?;
+                    let _ = self.store(work, by_name(std::mem::take(&mut seen.wanted))).await?;
                 }
                 if seen.back.len() >= BATCH {
                     self.keep(work, std::mem::take(&mut seen.back), &[]).await?;
@@ -91,7 +91,7 @@ impl Capture {
             return Err(unmounted(&self.options.folder, before));
         }
         self.keep(work, back, &[]).await?;
-        let _ = self.store(work, wanted).await?;
+        let _ = self.store(work, by_name(wanted)).await?;
         Ok(gone)
     }
 

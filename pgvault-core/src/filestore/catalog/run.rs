@@ -68,14 +68,14 @@ impl Run {
     pub(crate) async fn entry(&mut self, name: &str) -> Result<Option<Entry>> {
         let head = self.head().await?;
         let Some(number) = head.chunk_of(name).filter(|_| head.filter.may_have(name)) else { return Ok(None) };
-        let entries = match self.chunks.iter().position(|(cached, _)| *cached == number) {
-            Some(at) => self.chunks.remove(at).1,
-            None => {
-                let (pack, frame) = place(&head, &self.reference, number).ok_or_else(|| self.corrupt("has no such chunk"))?;
-                let object = self.object(&pack).await?;
-                let bytes = object.frame(frame).await?;
-                file_run::parse_chunk(&bytes, &head.packs).map_err(|e| self.corrupt(&e.to_string()))?
-            }
+        let cached = self.chunks.iter().position(|(cached, _)| *cached == number);
+        let entries = if let Some(at) = cached {
+            self.chunks.remove(at).1
+        } else {
+            let (pack, frame) = place(&head, &self.reference, number).ok_or_else(|| self.corrupt("has no such chunk"))?;
+            let object = self.object(&pack).await?;
+            let bytes = object.frame(frame).await?;
+            file_run::parse_chunk(&bytes, &head.packs).map_err(|e| self.corrupt(&e.to_string()))?
         };
         let found = entries.binary_search_by(|entry| entry.name.as_str().cmp(name)).ok();
         let found = found.and_then(|at| entries.get(at)).cloned();

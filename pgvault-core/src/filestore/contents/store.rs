@@ -183,16 +183,13 @@ impl<'a> Worker<'a> {
         };
         let sha1: [u8; 20] = Sha1::digest(content).into();
         let outcome = outcome.or_else(|| promised_sha1(&name).filter(|promised| *promised != sha1).map(|_| Outcome::Wrong));
-        match outcome {
-            Some(outcome) => {
-                self.bundle.truncate(begin);
-                self.done.push((name, outcome));
-            }
-            None => {
-                let len = self.bundle.len() - begin;
-                self.shared.progress.advance(len as u64);
-                self.bundled.push((name, mode, sha1, begin, len));
-            }
+        if let Some(outcome) = outcome {
+            self.bundle.truncate(begin);
+            self.done.push((name, outcome));
+        } else {
+            let len = self.bundle.len() - begin;
+            self.shared.progress.advance(len as u64);
+            self.bundled.push((name, mode, sha1, begin, len));
         }
         Ok(())
     }
