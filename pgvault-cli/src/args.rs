@@ -1,5 +1,6 @@
 //! The command line.
 
+mod artifact;
 mod restore;
 
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pgvault_core::postgres::{Lsn, SystemId};
 
+pub(crate) use artifact::{ArtifactCommand, ArtifactGetArgs, ArtifactPutArgs};
 pub(crate) use restore::{Action, RestoreArgs};
 
 use crate::exit;
@@ -84,6 +86,11 @@ pub(crate) enum Command {
     /// Keep a backup, or a stretch of time, whatever the retention policy says
     #[command(subcommand)]
     Hold(HoldCommand),
+    /// Set a named restore point, before a module update or another change that may have to be undone
+    Mark(MarkArgs),
+    /// Keep small configuration files, such as odoo.conf, in the vault, and get their versions back
+    #[command(subcommand)]
+    Artifact(ArtifactCommand),
     /// Show what takes how much space
     Du(DuArgs),
     /// Look whether the store keeps its promises: create-only writes, locks, versions, rights, clock
@@ -568,6 +575,32 @@ pub(crate) struct HoldRemoveArgs {
     pub(crate) cluster: ClusterArgs,
     /// The hold's id, as `hold list` shows it
     pub(crate) hold_id: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MarkArgs {
+    #[command(flatten)]
+    pub(crate) cluster: ClusterArgs,
+
+    /// Its name, 1 to 63 bytes; `restore --to-name` takes it
+    #[arg(value_name = "NAME")]
+    pub(crate) name: String,
+
+    /// Attach a label
+    #[arg(long = "label", value_name = "K=V", value_parser = key_value)]
+    pub(crate) labels: Vec<(String, String)>,
+
+    /// Use a name again: a restore to it then leads to the new mark
+    #[arg(long)]
+    pub(crate) again: bool,
+
+    /// End the open WAL segment, so that `archive_command` stores the mark at once; `wal stream` does not need it
+    #[arg(long)]
+    pub(crate) switch: bool,
+
+    /// How long to wait until the vault has the mark; when it has not, the exit code is 3
+    #[arg(long, value_name = "DURATION", default_value = "60s")]
+    pub(crate) wait: jiff::SignedDuration,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]

@@ -3,6 +3,7 @@
 use pgvault_core::{Error, ErrorKind};
 use tokio::signal::unix::{SignalKind, signal};
 
+pub(crate) mod artifact;
 pub(crate) mod backup;
 pub(crate) mod completions;
 pub(crate) mod copy;
@@ -17,6 +18,7 @@ pub(crate) mod init;
 pub(crate) mod inspect;
 pub(crate) mod key;
 pub(crate) mod list;
+pub(crate) mod mark;
 pub(crate) mod restore;
 pub(crate) mod status;
 pub(crate) mod undelete;

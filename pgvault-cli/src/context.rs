@@ -9,7 +9,7 @@ use pgvault_core::store::Store;
 use pgvault_core::vault::{Cluster, Vault, layout};
 use pgvault_core::{Error, ErrorKind, Result};
 
-use crate::args::{Cli, ClusterArgs, Command, FilestoreCommand, VerifyCommand, WalCommand};
+use crate::args::{ArtifactCommand, Cli, ClusterArgs, Command, FilestoreCommand, VerifyCommand, WalCommand};
 use crate::output::Meter;
 
 /// Places that are looked at when no file is named.
@@ -137,7 +137,11 @@ fn named(place: Place<'_>, error: Error) -> Error {
 /// The copy that a command reads from.
 fn from_of(command: &Command) -> Option<&str> {
     let from = match command {
-        Command::List(args) | Command::Status(args) | Command::Filestore(FilestoreCommand::List(args)) => &args.place.from,
+        Command::List(args)
+        | Command::Status(args)
+        | Command::Filestore(FilestoreCommand::List(args))
+        | Command::Artifact(ArtifactCommand::List(args)) => &args.place.from,
+        Command::Artifact(ArtifactCommand::Get(args)) => &args.place.from,
         Command::Verify(args) => match &args.command {
             Some(VerifyCommand::Report(args)) => &args.place.from,
             _ => &args.place.from,

@@ -77,6 +77,8 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Expire(args) => Box::pin(commands::expire::run(cli, printer, args)).await,
             Command::Gc(args) => Box::pin(commands::gc::run(cli, printer, args)).await,
             Command::Hold(command) => Box::pin(commands::hold::run(cli, printer, command)).await,
+            Command::Mark(args) => Box::pin(commands::mark::run(cli, printer, args)).await,
+            Command::Artifact(command) => Box::pin(commands::artifact::run(cli, printer, command)).await,
             Command::Du(args) => Box::pin(commands::du::run(cli, printer, args)).await,
             Command::Doctor(args) => commands::doctor::run(cli, printer, args).await,
             Command::Undelete(args) => commands::undelete::run(cli, printer, args).await,

@@ -139,6 +139,17 @@ fn style(template: &str) -> ProgressStyle {
     ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
+/// A word of a command that people copy into a shell.
+pub(crate) fn shell_word(word: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "._-/=:,@+".contains(c);
+    // One that begins with a dash would be taken for an option.
+    if !word.is_empty() && word.chars().all(plain) && !word.starts_with('-') {
+        return word.to_owned();
+    }
+    let quoted = format!("'{}'", word.replace('\'', "'\\''"));
+    if word.starts_with('-') { format!("./{quoted}") } else { quoted }
+}
+
 /// Bytes for people.
 pub(crate) fn bytes(count: u64) -> indicatif::BinaryBytes {
     indicatif::BinaryBytes(count)

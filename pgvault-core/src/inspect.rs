@@ -6,12 +6,14 @@
 //!   maps against the packs, the WAL of every backup, and what should be there but is not.
 //!
 //! - [`doctor`] asks the store itself: whether it keeps what it is relied on for.
+//! - [`source`] asks the databases of Odoo where their documents lie, and how far the vault has them.
 //! - [`usage`] sums up what takes how much space.
 //!
 //! None starts a server; only a restore drill proves a backup.
 
 mod check;
 pub mod doctor;
+pub mod source;
 pub mod usage;
 
 use std::collections::BTreeSet;

@@ -4,6 +4,7 @@
 //! which can read and write sealed objects. Nothing in a vault is ever overwritten; see [`store`](crate::store) for how a PUT whose
 //! answer was lost is settled, and [`layout`] for the names.
 
+pub mod artifact;
 pub mod audit;
 pub mod census;
 pub mod drill;
@@ -14,6 +15,8 @@ mod init;
 pub mod keyring;
 pub mod layout;
 pub mod maps;
+pub mod mark;
+pub(crate) mod past;
 pub mod prune;
 pub mod session;
 pub mod snapshot;

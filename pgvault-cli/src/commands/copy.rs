@@ -47,6 +47,8 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &CopyArgs) -> Result
         "packs": copied.packs,
         "wal_objects": copied.wal,
         "gaps": copied.gaps,
+        "marks": copied.marks,
+        "artifacts": copied.artifacts,
         "stored_bytes": copied.bytes,
         "failed": failed,
         "peak_rss_bytes": super::backup::peak_rss_bytes(),

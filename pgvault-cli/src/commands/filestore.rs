@@ -22,7 +22,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, command: &FilestoreCommand
 }
 
 /// Where the cluster's Odoo databases are, and how to reach them.
-fn finder(config: &ClusterConfig) -> Result<(Finder, ConnInfo)> {
+pub(super) fn finder(config: &ClusterConfig) -> Result<(Finder, ConnInfo)> {
     let finder = Finder::new(&config.odoo)?;
     let connection = finder.connection(&config.connection, &|name| std::env::var(name).ok())?;
     Ok((finder, connection))

@@ -9,6 +9,7 @@ use pgvault_core::restore::branch::{Branch, beside};
 use pgvault_core::restore::window::{Window, windows};
 use pgvault_core::vault::Cluster;
 use pgvault_core::vault::drill;
+use pgvault_core::vault::mark::{self, Mark};
 use pgvault_core::vault::snapshot::{self, Damaged, Manifest};
 use pgvault_core::wal::catalog::Catalog;
 use pgvault_core::wal::fetch;
@@ -54,6 +55,13 @@ impl Contents {
         }
         let gaps = gap::all(cluster, &catalog).await?;
         Ok(Self { backups, damaged, windows, gaps, branches, verified })
+    }
+
+    /// True when a window has the mark: WAL leads to it from a backup.
+    fn reaches(&self, mark: &Mark) -> bool {
+        // The mark's record ends where it says, and so may a backup or the WAL that is there.
+        let has = |window: &Window| window.timeline == mark.timeline && window.first_lsn < mark.lsn && mark.lsn <= window.last_lsn;
+        self.windows.iter().any(has)
     }
 
     /// Says what the newest timeline leaves out.
@@ -107,6 +115,25 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
         printer.line(gap);
     }
     contents.tell_branches(printer);
+    let marks = mark::list(&cluster).await?;
+    for mark in &marks.marks {
+        let state = match (contents.reaches(mark), super::mark::target(&marks, mark)) {
+            (false, _) => "  cannot be restored",
+            (true, None) => "  its name was used again later",
+            (true, Some(_)) => "",
+        };
+        let labels = super::mark::labels(&mark.labels);
+        printer
+            .line(format_args!("mark `{}`  {:.0}  {}  timeline {}{labels}{state}", mark.name, mark.time, mark.lsn, mark.timeline));
+    }
+    for (name, error) in &marks.damaged {
+        printer.warn(format_args!("{name} is no mark that can be read: {error}"));
+    }
+    let described: Vec<Value> = marks
+        .marks
+        .iter()
+        .map(|mark| describe_mark(mark, contents.reaches(mark), super::mark::target(&marks, mark).as_deref()))
+        .collect();
     printer.summary(&json!({
         "cluster": cluster.name().name,
         "system_id": cluster.name().system_id,
@@ -114,9 +141,19 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
         "window": contents.windows,
         "gaps": contents.gaps,
         "branches": contents.branches,
+        "marks": described,
         "damaged": contents.damaged.iter().map(|d| json!({ "backup_id": d.id, "problem": d.error.to_string() })).collect::<Vec<_>>(),
     }));
-    Ok(if contents.damaged.is_empty() { Status::Done } else { Status::VerificationFailed })
+    Ok(if contents.damaged.is_empty() && marks.damaged.is_empty() { Status::Done } else { Status::VerificationFailed })
+}
+
+fn describe_mark(mark: &Mark, restorable: bool, target: Option<&str>) -> Value {
+    let mut value = super::mark::describe(mark);
+    if let Value::Object(fields) = &mut value {
+        let _ = fields.insert("restorable".into(), restorable.into());
+        let _ = fields.insert("target".into(), json!(target));
+    }
+    value
 }
 
 fn kind(backup: &Manifest) -> &'static str {

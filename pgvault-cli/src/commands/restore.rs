@@ -5,6 +5,7 @@
 //! first.
 
 mod beside;
+mod checklist;
 mod database;
 mod files;
 mod odoo;
@@ -49,7 +50,10 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
         options.pgdata.display(),
         restored.duration.as_secs_f64()
     ));
-    printer.summary(&summary(&chosen, &restored));
+    let artifacts = checklist::tell(printer, &chosen.cluster, chosen.place, &chosen.plan, None).await;
+    let mut summary = summary(&chosen, &restored);
+    extend(&mut summary, [("artifacts", json!(artifacts))]);
+    printer.summary(&summary);
     Ok(Status::Done)
 }
 

@@ -51,6 +51,10 @@ pub struct Copied {
     pub wal: u64,
     /// Records of gaps that were stored.
     pub gaps: u64,
+    /// Marks that were stored.
+    pub marks: u64,
+    /// Versions of artifacts that were stored.
+    pub artifacts: u64,
     /// Bytes of these packs and WAL objects.
     pub bytes: u64,
     /// What could not be copied. Everything else was.
@@ -102,6 +106,7 @@ pub async fn copy(source: &Cluster, target: &Cluster, options: &CopyOptions) -> 
         run.rest_of_wal(start, size).await?;
     }
     run.copied.gaps = records::ship_gaps(&run.route).await?;
+    (run.copied.marks, run.copied.artifacts) = records::ship_marks_and_artifacts(&run.route).await?;
     Ok(run.copied)
 }
 

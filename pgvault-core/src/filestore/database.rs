@@ -168,6 +168,19 @@ impl Odoo {
         Ok(census)
     }
 
+    /// The modules that are installed, those within an upgrade or about to be removed too, and the version of each that the database has.
+    ///
+    /// # Errors
+    /// When the server cannot be asked, or the role may not read them.
+    pub async fn modules(&mut self) -> Result<BTreeMap<String, String>> {
+        // Odoo calls the version in the database `latest_version`, and the one in the code `installed_version`.
+        let sql = "SELECT name, coalesce(latest_version, '') FROM public.ir_module_module \
+                   WHERE state IN ('installed', 'to upgrade', 'to remove')";
+        let sets = self.sql.simple_query(sql).await?;
+        let rows = sets.last().map(|set| set.rows.as_slice()).unwrap_or_default();
+        rows.iter().map(|row| Ok((row.required(0)?.to_owned(), row.required(1)?.to_owned()))).collect()
+    }
+
     /// The files below the filestore that rows refer to; see [`references`].
     ///
     /// # Errors

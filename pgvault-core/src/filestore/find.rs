@@ -139,9 +139,29 @@ impl Finder {
         below.into_iter().chain(self.config.filestores.values().cloned()).collect()
     }
 
+    /// True when somebody names the database: it is meant to be Odoo's.
+    pub fn names(&self, database: &str) -> bool {
+        self.named().iter().any(|named| named == database)
+    }
+
     /// The databases that somebody names.
     fn named(&self) -> Vec<String> {
         if self.config.databases.is_empty() { self.conf.databases() } else { self.config.databases.clone() }
+    }
+
+    /// The databases that may be Odoo's: those that somebody names, or all of the server that `dbfilter` lets through. Copies that were
+    /// neutralised are among them.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Source`] when the server cannot be asked.
+    pub async fn databases(&self, connection: &ConnInfo) -> Result<Vec<String>> {
+        let named = self.named();
+        if !named.is_empty() {
+            return Ok(named);
+        }
+        let filter = self.filter();
+        let all = databases(connection).await?.into_iter().map(|(database, _)| database);
+        Ok(all.filter(|database| filter.as_ref().is_none_or(|filter| filter.is_match(database))).collect())
     }
 
     /// Finds the instances of a cluster. Without names, copies that were neutralised are none of them.
@@ -157,11 +177,7 @@ impl Finder {
         if !named.is_empty() {
             return Ok(found);
         }
-        let filter = self.filter();
-        for (database, _) in databases(connection).await? {
-            if filter.as_ref().is_some_and(|filter| !filter.is_match(&database)) {
-                continue;
-            }
+        for database in self.databases(connection).await? {
             // The role may not be let into databases that are none of its business.
             match Odoo::connect(connection, &database, system).await {
                 Ok(Some(odoo)) if !odoo.neutralised => found.push(Instance { folder: self.folder(&database)?, database }),

@@ -181,6 +181,7 @@ impl Checker<'_> {
             layout::dir::HOLD,
             layout::dir::GC,
             layout::dir::PASS,
+            layout::dir::MARK,
         ];
         let names: Vec<(String, u64)> = self
             .objects

@@ -68,8 +68,8 @@ pub struct Row {
     pub bytes: u64,
 }
 
-const KINDS: [&str; 13] =
-    ["pack", "files", "artifact", "wal", "snap", "keys", "epochs", "session", "audit", "drill", "gc", "hold", "probe"];
+const KINDS: [&str; 14] =
+    ["pack", "files", "artifact", "mark", "wal", "snap", "keys", "epochs", "session", "audit", "drill", "gc", "hold", "probe"];
 
 /// Sums up everything in the vault, or one cluster of it. Needs no key, and memory for the sums alone.
 ///

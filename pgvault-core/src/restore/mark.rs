@@ -1,7 +1,12 @@
 //! The restore point that was set before something went wrong.
 //!
-//! Whoever names a moment by the clock may hit the middle of a change that took minutes. A restore point that was set before the change
-//! (`pg_create_restore_point`) is the moment that was meant.
+//! Whoever names a moment by the clock may hit the middle of a change that took minutes. A restore point that was set before the
+//! change (`pg_create_restore_point`) is the moment that was meant. [`set`](mod@set) sets one.
+//!
+//! What is looked through here is WAL, not the marks in the vault: a restore point that anything else set is as good, and what is
+//! found there can be restored.
+
+pub mod set;
 
 use jiff::Timestamp;
 use serde::Serialize;

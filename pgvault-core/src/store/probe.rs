@@ -141,20 +141,27 @@ impl ProbeReport {
     }
 }
 
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let word = match self.outcome {
+            Outcome::Passed => "ok",
+            Outcome::Warned => "WARNING",
+            Outcome::Failed => "FAILED",
+            Outcome::Skipped => "skipped",
+        };
+        write!(f, "  {:18} {word:8} {}", self.name, self.evidence)?;
+        if !self.fix.is_empty() && matches!(self.outcome, Outcome::Warned | Outcome::Failed) {
+            write!(f, "\n  {:18} {:8} {}", "", "", self.fix)?;
+        }
+        Ok(())
+    }
+}
+
 impl fmt::Display for ProbeReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} ({} ms)", self.location, self.milliseconds)?;
         for check in &self.checks {
-            let word = match check.outcome {
-                Outcome::Passed => "ok",
-                Outcome::Warned => "WARNING",
-                Outcome::Failed => "FAILED",
-                Outcome::Skipped => "skipped",
-            };
-            writeln!(f, "  {:18} {word:8} {}", check.name, check.evidence)?;
-            if !check.fix.is_empty() && matches!(check.outcome, Outcome::Warned | Outcome::Failed) {
-                writeln!(f, "  {:18} {:8} {}", "", "", check.fix)?;
-            }
+            writeln!(f, "{check}")?;
         }
         Ok(())
     }

@@ -39,6 +39,7 @@ use ulid::Ulid;
 
 use super::audit::{self, Event, event};
 use super::features::Purpose as May;
+use super::past::Past;
 use super::prune::{Pruner, Tally};
 use super::session::{Live, MAX_HOURS, Purpose, RESUME_HOURS, Session, Watch};
 use super::{Cluster, layout, snapshot};
@@ -181,6 +182,8 @@ struct Referred {
     snapshots: u64,
     /// Capture passes that nobody needs any more.
     passes: Vec<ObjectInfo>,
+    /// Where the recoverable past begins.
+    past: Option<Past>,
 }
 
 impl Referred {
@@ -224,6 +227,8 @@ impl Referred {
 
     async fn add(&mut self, cluster: &Cluster, id: Ulid, size: u64) -> Result<()> {
         let snapshot = snapshot::open(cluster, id, Some(size)).await?;
+        let past = Past::of(&snapshot.manifest);
+        self.past = Some(self.past.map_or(past, |before| before.min(past)));
         let known = self.packs.len();
         self.packs.extend(snapshot.table_packs().map(|pack| pack.id));
         let mut table = snapshot.pack_table();
@@ -403,7 +408,7 @@ impl Collector<'_> {
         for some in passes.chunks(1000) {
             let _ = self.pruner.delete(some.to_vec()).await?;
         }
-        tidy::tidy(self.cluster, self.report.now, &mut self.pruner).await?;
+        tidy::tidy(self.cluster, self.report.now, self.referred.past, &mut self.pruner).await?;
         self.report.tidied = self.pruner.tally;
         Ok(self.report)
     }

@@ -36,6 +36,10 @@ pub mod dir {
     pub const GC: &str = "gc/";
     /// Legal holds, and their removals.
     pub const HOLD: &str = "hold/";
+    /// Named restore points.
+    pub const MARK: &str = "mark/";
+    /// Small configuration files.
+    pub const ARTIFACT: &str = "artifact/";
     /// Packs of contents and catalogs of filestores. Not among the others: an older program would take them for garbage.
     pub const FILES: &str = "files/pack/";
     /// Capture passes over filestores, one folder for each.
@@ -197,6 +201,16 @@ pub fn hold(id: Ulid) -> String {
     format!("{}{id}", dir::HOLD)
 }
 
+/// The record of a named restore point, relative to the cluster.
+pub fn mark(id: Ulid) -> String {
+    format!("{}{id}.mark", dir::MARK)
+}
+
+/// A version of a small configuration file, relative to the cluster.
+pub fn artifact(id: Ulid) -> String {
+    format!("{}{id}", dir::ARTIFACT)
+}
+
 /// The folder of packs whose names' hash begins with `shard`, relative to the cluster.
 pub fn pack_shard(shard: u8) -> String {
     format!("{}{shard:02x}/", dir::PACK)
@@ -239,6 +253,7 @@ mod tests {
         assert_eq!(class(snapshot(Ulid(1))), Class::Meta);
         assert_eq!((class(files_pack(Ulid(1))), class(pass("00", Ulid(1), Ulid(2)))), (Class::Data, Class::Meta));
         assert_eq!(class(audit(Ulid(1), "restored")), Class::Meta);
+        assert_eq!((class(mark(Ulid(1))), class(artifact(Ulid(1)))), (Class::Meta, Class::Meta));
         assert_eq!(class(CLUSTER_DOCUMENT.into()), Class::Meta);
         assert_eq!((class_of(&key_slot(&cluster, Ulid(1))), class_of(&epoch(&cluster, Ulid(1)))), (Class::Meta, Class::Meta));
         assert_eq!(class(session(Ulid(1), "witness")), Class::Transient);

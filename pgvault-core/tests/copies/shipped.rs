@@ -11,8 +11,11 @@ use pgvault_core::config::RetentionConfig;
 use pgvault_core::copy::copy;
 use pgvault_core::crypto::slot::Unlock;
 use pgvault_core::env::Env;
+use pgvault_core::postgres::{Lsn, TimelineId};
 use pgvault_core::retention::{ExpireOptions, Policy, expire};
 use pgvault_core::testing::{FaultyStore, ListOrder};
+use pgvault_core::vault::artifact::{self, NewArtifact};
+use pgvault_core::vault::mark::{self, Mark};
 use pgvault_core::vault::tables::Limits;
 use pgvault_core::vault::{Vault, layout, snapshot};
 use ulid::Ulid;
@@ -262,4 +265,31 @@ async fn what_the_copy_has_expired_is_not_shipped_again() {
     world.target.delete(&Path::from(lost)).await.unwrap();
     let again = world.copy().await.unwrap();
     assert_eq!((again.backups.as_slice(), again.expired), ([world.backups[1].0].as_slice(), 1), "{again:?}");
+}
+
+#[tokio::test]
+async fn marks_and_artifacts_come_along() {
+    let world = World::new().await;
+    for (name, lsn) in [("too early", 0x80_0100), ("before the update", 0x90_0300)] {
+        let (id, time) = (world.from.env().new_id().unwrap(), world.from.env().now());
+        let (labels, odoo) = ([("git".to_owned(), "3f2a".to_owned())].into(), Vec::new());
+        let (timeline, lsn, by, version) = (TimelineId(1), Lsn(lsn), "me@here".to_owned(), "0".to_owned());
+        mark::store(&world.from, &Mark { id, name: name.into(), timeline, lsn, time, labels, odoo, by, version }).await.unwrap();
+    }
+    // Of more than one frame.
+    let content: Vec<u8> = (0..5_u32 << 20).map(|n| (n.wrapping_mul(n) >> 7).to_le_bytes()[0]).collect();
+    let file = NewArtifact { name: "odoo.conf".into(), mode: 0o640, content: content.clone() };
+    let known = artifact::list(&world.from).await.unwrap();
+    let _ = artifact::put(&world.from, &known, &file, false).await.unwrap();
+
+    let copied = world.copy().await.unwrap();
+    assert_eq!((copied.marks, copied.artifacts), (1, 1), "{copied:?}");
+    let target = world.reopened().await;
+    let (from, to) = (mark::list(&world.from).await.unwrap(), mark::list(&target).await.unwrap());
+    assert_eq!(to.marks, from.marks[1..], "a mark that no backup of the copy leads to is not shipped");
+    let (from, to) = (artifact::list(&world.from).await.unwrap(), artifact::list(&target).await.unwrap());
+    assert_eq!(to.versions, from.versions);
+    assert!(artifact::read(&target, &to.versions[0]).await.unwrap() == content);
+    let again = world.copy().await.unwrap();
+    assert_eq!((again.marks, again.artifacts), (0, 0), "{again:?}");
 }

@@ -5,14 +5,17 @@ use std::sync::Arc;
 use jiff::SignedDuration;
 use pgvault_core::ErrorKind;
 use pgvault_core::env::Env;
+use pgvault_core::postgres::{Lsn, TimelineId};
 use pgvault_core::testing::{Fault, FaultyStore};
+use pgvault_core::vault::artifact::{self, NewArtifact};
 use pgvault_core::vault::audit::{self, Event};
 use pgvault_core::vault::gc::{Collected, GcOptions, collect};
+use pgvault_core::vault::mark::{self, Mark};
 use pgvault_core::vault::session::{Purpose, Reads, Session};
 use pgvault_core::vault::{Cluster, layout, snapshot};
 use ulid::Ulid;
 
-use crate::place::{Place, Sketch, Writing, backup, backups, names, read_all};
+use crate::place::{Place, SEGMENT, Sketch, Writing, backup, backups, names, read_all};
 use crate::run;
 
 async fn gc(cluster: &Cluster) -> Collected {
@@ -269,5 +272,73 @@ fn a_collection_that_is_interrupted_anywhere_goes_on() {
                 }
             }
         }
+    });
+}
+
+async fn put(cluster: &Cluster, content: &str) {
+    let known = artifact::list(cluster).await.unwrap();
+    let file = NewArtifact { name: "odoo.conf".into(), mode: 0o600, content: content.into() };
+    assert!(matches!(artifact::put(cluster, &known, &file, false).await.unwrap(), artifact::Stored::New(_)));
+}
+
+async fn set_mark(cluster: &Cluster, segment: u64) {
+    let mark = Mark {
+        id: cluster.env().new_id().unwrap(),
+        name: format!("in {segment}"),
+        timeline: TimelineId(1),
+        lsn: Lsn(segment * SEGMENT + 0x2000),
+        time: cluster.env().now(),
+        labels: std::collections::BTreeMap::new(),
+        odoo: Vec::new(),
+        by: "me@here".into(),
+        version: "0".into(),
+    };
+    mark::store(cluster, &mark).await.unwrap();
+}
+
+/// What is left: the contents of the artifact, and the names of marks.
+async fn left(cluster: &Cluster) -> (Vec<String>, Vec<String>) {
+    let (mut contents, known) = (Vec::new(), artifact::list(cluster).await.unwrap());
+    for version in &known.versions {
+        contents.push(String::from_utf8(artifact::read(cluster, version).await.unwrap()).unwrap());
+    }
+    let marks = mark::list(cluster).await.unwrap().marks;
+    (contents, marks.into_iter().map(|mark| mark.name).collect())
+}
+
+#[test]
+fn marks_and_versions_go_when_no_restore_leads_to_them_and_the_newest_version_stays() {
+    run(async {
+        let place = Place::new().await;
+        let cluster = place.cluster().await;
+        put(&cluster, "first").await;
+        place.pass(1);
+        put(&cluster, "second").await;
+        set_mark(&cluster, 2).await;
+        place.pass(400);
+        let (contents, marks) = (["first", "second"].map(String::from).to_vec(), vec!["in 2".to_owned()]);
+        let _ = gc(&cluster).await;
+        assert_eq!(left(&cluster).await, (contents.clone(), marks.clone()), "without a backup nobody knows what can be restored");
+
+        let oldest = backup(&cluster, Sketch::at(4)).await.unwrap();
+        place.pass(1);
+        put(&cluster, "third").await;
+        set_mark(&cluster, 5).await;
+        let dry = collect(&cluster, &GcOptions { dry_run: true, ..GcOptions::default() }).await.unwrap();
+        assert_eq!((dry.tidied.deleted, left(&cluster).await.0.len()), (2, 3), "{dry:?}");
+        let report = gc(&cluster).await;
+        assert_eq!(report.tidied.deleted, 2, "{report:?}");
+        // The second was there when the backup ended.
+        let expected = (["second", "third"].map(String::from).to_vec(), vec!["in 5".to_owned()]);
+        assert_eq!(left(&cluster).await, expected);
+        place.pass(400);
+        let _ = gc(&cluster).await;
+        assert_eq!(left(&cluster).await, expected, "the oldest backup leads to all of them, however old they are");
+
+        let _ = backup(&cluster, Sketch::at(9)).await.unwrap();
+        drop_backup(&cluster, oldest).await;
+        place.pass(400);
+        let _ = gc(&cluster).await;
+        assert_eq!(left(&cluster).await, (vec!["third".to_owned()], Vec::new()), "the newest version stays for ever");
     });
 }

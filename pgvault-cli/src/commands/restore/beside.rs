@@ -31,7 +31,7 @@ use tempfile::TempDir;
 use super::database::Destination;
 use super::files::{self, FilesOutcome, FilesWish};
 use super::odoo::{self, ModuleSql};
-use super::{Chosen, absolute, choose, describe, extend, show, summary, write};
+use super::{Chosen, absolute, checklist, choose, describe, extend, show, summary, write};
 use crate::args::RestoreArgs;
 use crate::commands::interrupted;
 use crate::context::Context;
@@ -151,11 +151,19 @@ impl Beside<'_> {
         let side = Side::start(&self.chosen.cluster, &self.chosen.plan, &pgdata, &side_options(&self.config.drill)).await?;
         let done = self.ask(side, &pgdata).await?;
         self.tell(&done, &pgdata);
+        // One database of many goes into a server that has files of its own.
+        let artifacts = if self.destination.is_some() {
+            Vec::new()
+        } else {
+            let (chosen, reached) = (&self.chosen, done.reached.time);
+            checklist::tell(self.printer, &chosen.cluster, chosen.place, &chosen.plan, reached).await
+        };
         let mut summary = summary(&self.chosen, &restored);
         let warnings: Vec<&String> = restored.warnings.iter().chain(&done.warnings).collect();
         extend(
             &mut summary,
             [
+                ("artifacts", json!(artifacts)),
                 ("warnings", json!(warnings)),
                 ("duration_ms", u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX).into()),
                 ("reached", json!(done.reached)),
