@@ -96,6 +96,14 @@ fn documents_match_the_database_at_the_same_second() {
     assert_eq!((synced["kind"].as_str(), synced["new_files"].as_u64()), (Some("full"), Some(2)), "{synced:#}");
     assert_eq!((synced["database"].as_str(), synced["uuid"].as_str()), (Some("shop"), Some(UUID)), "{synced:#}");
     let then = it.now();
+    let status = it.shop.json(&["status"]).ok().json();
+    let documents_of = &status["filestores"][0];
+    assert_eq!(
+        (documents_of["database"].as_str(), documents_of["counts"]["present"].as_u64()),
+        (Some("shop"), Some(2)),
+        "{status:#}"
+    );
+    assert!(documents_of["watermark_at"].as_str().unwrap() < then.as_str(), "{status:#}");
     it.delete(&invoice);
     let later = it.attach("a later one");
     let _ = it.sync();

@@ -24,6 +24,7 @@
 //! | [`catalog`] | which names are in the vault, as sorted runs that are merged |
 //! | [`pass`] | what a pass leaves in the vault |
 //! | [`capture`] | a pass |
+//! | [`dropped`] | databases that are gone |
 //! | [`guard`] | a lock that keeps Odoo's garbage collector waiting until its victims are open |
 //! | [`separate`] | that a restored filestore shares nothing with the original |
 //! | [`fetch`] | exactly the files that a database refers to, into a directory |
@@ -32,6 +33,7 @@ pub mod capture;
 pub mod catalog;
 pub mod contents;
 pub mod database;
+pub mod dropped;
 pub mod fetch;
 pub mod find;
 pub mod guard;

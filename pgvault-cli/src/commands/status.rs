@@ -1,6 +1,8 @@
 //! `pgvault status`: could this cluster be restored now, and to when?
 
 use pgvault_core::Result;
+use pgvault_core::filestore::pass::{self, Known, PassKind};
+use pgvault_core::vault::Cluster;
 use pgvault_core::vault::drill::{self, Listed, Outcome, Receipt};
 use serde_json::{Value, json};
 
@@ -70,6 +72,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
         )),
         None => printer.line("last backup: none"),
     }
+    let filestores = filestores(&cluster, printer, now).await?;
     for damaged in &contents.damaged {
         printer.warn(format_args!("{} cannot be restored: {}", damaged.id, damaged.error));
     }
@@ -90,11 +93,40 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &ReadArgs) -> Result
         "last_backup_id": last_backup.map(|b| b.id),
         "last_backup_age_seconds": last_backup.map(|b| age(b.finished_at)),
         "backups": contents.backups.len(),
+        "filestores": filestores,
         "gaps": contents.gaps,
         "branches": contents.branches,
         "damaged_backups": contents.damaged.iter().map(|d| d.id).collect::<Vec<_>>(),
     }));
     Ok(Status::Done)
+}
+
+/// Up to when the documents of each Odoo database are safe: behind that they would be lost with their disk.
+async fn filestores(cluster: &Cluster, printer: &Printer, now: jiff::Timestamp) -> Result<Vec<Value>> {
+    let mut described = Vec::new();
+    for folder in pass::instances(cluster).await? {
+        let Some(Known { pass, .. }) = pass::load(cluster, &folder).await? else { continue };
+        if pass.kind == PassKind::Dropped {
+            continue;
+        }
+        let mark = pass.watermark().map(|(_, mark)| mark);
+        let age = mark.map(|mark| now.duration_since(mark.at).as_secs().max(0));
+        match mark.zip(age) {
+            Some((mark, age)) => {
+                printer.line(format_args!("documents of {}: safe up to {:.0}, {age} s ago", pass.database.name, mark.at));
+            }
+            None => printer.warn(format_args!("documents of {}: not all of them are in the vault yet", pass.database.name)),
+        }
+        described.push(json!({
+            "database": pass.database.name,
+            "uuid": pass.database.uuid,
+            "watermark_lsn": mark.map(|mark| mark.lsn),
+            "watermark_at": mark.map(|mark| mark.at),
+            "watermark_age_seconds": age,
+            "counts": pass.counts,
+        }));
+    }
+    Ok(described)
 }
 
 /// A drill, without its checks.

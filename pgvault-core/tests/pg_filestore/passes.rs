@@ -2,19 +2,21 @@
 
 use std::sync::Arc;
 
-use odoosim::{Collection, Content, Odoo, Rules, Series, Site};
+use odoosim::{Collection, Content, Odoo, Pause, Rules, Series, Site};
 use pgvault_core::ErrorKind;
 use pgvault_core::clock::Clock as _;
-use pgvault_core::filestore::capture::{Depth, TRIES};
+use pgvault_core::filestore::capture::{Capture, Depth, TRIES};
+use pgvault_core::filestore::dropped;
 use pgvault_core::filestore::fetch::{Why, get};
 use pgvault_core::filestore::guard::Guard;
-use pgvault_core::filestore::pass::{PassKind, instances};
+use pgvault_core::filestore::pass::{PassKind, instances, load};
 use pgvault_core::format::file_run::State;
 use pgvault_core::inspect::{CheckOptions, Severity};
+use pgvault_core::postgres::ConnInfo;
 use pgvault_core::progress::Silent;
 use pgvault_core::vault::gc::{GcOptions, collect};
 
-use crate::place::{capture, cluster, files, known, restore, runtime, timed_cluster, try_restore};
+use crate::place::{capture, cluster, files, known, options, restore, runtime, timed_cluster, try_restore};
 
 /// Attaches contents, each in a transaction of its own.
 async fn attach(odoo: &Odoo, contents: &[Content]) {
@@ -399,4 +401,49 @@ fn a8_the_collector_waits_for_the_guard_and_not_for_ever() {
             assert!(!stuck.give_back().await);
         });
     }
+}
+
+/// A5: renamed, a database goes on with its history; duplicated, it begins one of its own; dropped, it is noted, and what a backup needs stays.
+#[test]
+fn a5_histories_follow_databases_and_not_their_names() {
+    on(Series::V18, async |site, odoo| {
+        let cluster = cluster(&odoo).await;
+        attach(&odoo, &contents(0..20)).await;
+        let _ = capture(&cluster, &odoo).await.pass(Depth::AsNeeded).await.unwrap();
+        let pause = Pause::alone("manager", odoo.ledger());
+        let odoo = site.rename_database(&odoo, "store", &pause).await.unwrap();
+        attach(&odoo, &contents(20..25)).await;
+        let pass = capture(&cluster, &odoo).await.pass(Depth::Full).await.unwrap().pass.unwrap();
+        assert_eq!((pass.database.name.as_str(), pass.new_files, pass.counts.present), ("store", 5, 25));
+        assert_eq!(instances(&cluster).await.unwrap().len(), 1);
+        let (odoo, copy) = site.duplicate_database(&odoo, "copy", false, &pause).await.unwrap();
+        let secret = Content::new(*b"of the copy alone");
+        attach(&copy, std::slice::from_ref(&secret)).await;
+        let pass = capture(&cluster, &copy).await.pass(Depth::AsNeeded).await.unwrap().pass.unwrap();
+        assert_eq!((pass.kind, pass.new_files), (PassKind::Full, 26), "nothing is taken from the other's");
+        let folders = instances(&cluster).await.unwrap();
+        assert_eq!(folders.len(), 2);
+        let mut have = Vec::new();
+        for folder in &folders {
+            let mut known = load(&cluster, folder).await.unwrap().unwrap();
+            have.push((known.pass.database.name.clone(), known.catalog.entry(&secret.store_fname()).await.unwrap().is_some()));
+        }
+        have.sort();
+        assert_eq!(have, [("copy".into(), true), ("store".into(), false)]);
+        // A neutralised copy is not captured beside production.
+        let _ = copy.ask("insert into ir_config_parameter(key, value) values ('database.is_neutralized', 'true')").await.unwrap();
+        let refused = Capture::open(&cluster, options(&copy)).await.unwrap_err();
+        assert_eq!((refused.kind(), refused.code()), (ErrorKind::Conflict, "filestore.copy"));
+        let maintenance = ConnInfo { dbname: Some("postgres".into()), ..odoo.conninfo().unwrap() };
+        assert!(dropped::note(&cluster, &maintenance).await.unwrap().is_empty());
+        site.drop_database(&copy, &pause).await.unwrap();
+        let gone = dropped::note(&cluster, &maintenance).await.unwrap();
+        assert_eq!(gone.iter().map(|database| database.name.as_str()).collect::<Vec<_>>(), ["copy"]);
+        assert!(dropped::note(&cluster, &maintenance).await.unwrap().is_empty(), "it is noted once");
+        for folder in &folders {
+            let mut known = load(&cluster, folder).await.unwrap().unwrap();
+            assert_eq!(known.pass.kind == PassKind::Dropped, known.pass.database.name == "copy");
+            assert_eq!(known.catalog.entry(&secret.store_fname()).await.unwrap().is_some(), known.pass.database.name == "copy");
+        }
+    });
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use pgvault_core::config::{Blackout, ClusterConfig, OdooMode};
 use pgvault_core::filestore::capture::{Capture, CaptureOptions, Depth};
+use pgvault_core::filestore::dropped;
 use pgvault_core::filestore::find::Instance;
 use pgvault_core::filestore::guard::Guard;
 use pgvault_core::filestore::pass::{Pass, PassKind};
@@ -34,6 +35,12 @@ pub(super) async fn run(cli: &Cli, printer: &Printer, args: &SyncArgs) -> Result
         let named = |database: &String| Ok(Instance { folder: finder.folder(database)?, database: database.clone() });
         args.database.iter().map(named).collect::<Result<Vec<_>>>()?
     };
+    for database in dropped::note(&cluster, &connection).await? {
+        printer.warn(format_args!(
+            "database {} ({}) is gone from the server; its documents are kept as long as a backup has it",
+            database.name, database.uuid
+        ));
+    }
     if instances.is_empty() {
         return Err(Error::new(ErrorKind::Source, "odoo.none", "no Odoo database was found on this server")
             .with_hint("name them in [cluster.NAME.odoo] databases, and check that the role may read them"));
