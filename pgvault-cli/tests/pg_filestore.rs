@@ -219,8 +219,8 @@ fn a_drill_proves_the_documents_too() {
     let verify = || it.shop.drills.verify(&["--to", "latest", "--deep"]);
     let json = verify().ok().json();
     let check = |json: &Value| {
-        let checks = json["checks"].as_array().unwrap().iter();
-        checks.filter(|check| check["name"] == "documents:shop").cloned().next().unwrap_or_else(|| panic!("{json:#}"))
+        let mut checks = json["checks"].as_array().unwrap().iter();
+        checks.find(|check| check["name"] == "documents:shop").cloned().unwrap_or_else(|| panic!("{json:#}"))
     };
     let found = check(&json);
     assert_eq!((found["verdict"].as_str(), found["evidence"]["contents_read"].as_u64()), (Some("passed"), Some(2)), "{found:#}");
