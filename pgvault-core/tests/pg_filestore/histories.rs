@@ -40,7 +40,7 @@ impl Participant for Watcher {
             Err(error) if error.code() == "filestore.empty" => return Ok(()),
             Err(error) => return Err(error),
         }
-        if let Some((_, mark)) = capture.last().and_then(|last| last.watermark()) {
+        if let Some((_, mark)) = capture.last().and_then(pgvault_core::filestore::pass::Pass::watermark) {
             self.claims.push(mark.lsn);
         }
         Ok(())

@@ -53,7 +53,8 @@ fn on<T>(series: Series, test: impl AsyncFnOnce(&Site, Odoo) -> T) -> T {
 fn what_was_captured_comes_back_as_it_was() {
     on(Series::V18, async |_, odoo| {
         let cluster = cluster(&odoo).await;
-        let large = Content::new((0..9_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8).collect::<Vec<_>>());
+        let large =
+            Content::new((0..9_000_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13).to_le_bytes()[0]).collect::<Vec<_>>());
         attach(&odoo, &contents(0..600)).await;
         attach(&odoo, &[large]).await;
         let mut capture = capture(&cluster, &odoo).await;
