@@ -89,7 +89,7 @@ fn as_production_changes_no_row() {
     let (pgdata, files) = (shop.fresh("production"), shop.fresh("files"));
     let arguments = ["--pgdata", pgdata.to_str().unwrap(), "--filestore", files.to_str().unwrap(), "--as-production"];
     let json = shop.json(&[&["restore", "--to", "latest"], &arguments[..]].concat()).ok().json();
-    assert_eq!((&json["as_production"], &json["files"]["missing"]), (&Value::Bool(true), &Value::from(0)), "{json:#}");
+    assert_eq!((&json["as_production"], &json["files"][0]["unknown"]), (&Value::Bool(true), &Value::from(0)), "{json:#}");
     assert!(pgdata.join("recovery.signal").exists() && !is_sealed(&pgdata).unwrap());
     let settings = fs::read_to_string(pgdata.join("postgresql.auto.conf")).unwrap();
     assert!(!settings.contains("archive_mode") && settings.contains("recovery_target_action = 'promote'"), "{settings}");
@@ -147,12 +147,12 @@ fn a_copy_of_the_cluster_is_harmless_before_anybody_can_start_it() {
     assert!(settings.contains("archive_mode = 'off'"), "{settings}");
     drop(server);
 
-    // With documents to fetch it cannot be done yet; what was restored so far is nobody's server.
+    // Documents that were never captured cannot be fetched; what was restored so far is nobody's server.
     let _ = shop.sql("insert into ir_attachment(name, type, store_fname, checksum, file_size) values ('a', 'binary', '3f/3f786850e387550fdab836ed7e6dc881de23001b', '3f786850e387550fdab836ed7e6dc881de23001b', 2)");
     shop.archive();
-    let pgdata = shop.fresh("copy");
+    let (pgdata, files) = (shop.fresh("copy"), shop.fresh("files"));
     let arguments = ["restore", "--to", "latest", "--pgdata", pgdata.to_str().unwrap(), "--filestore", files.to_str().unwrap()];
-    shop.json(&arguments).expect(1).says("restore.no_filestore");
+    shop.json(&arguments).expect(1).says("filestore.none_captured");
     assert!(is_sealed(&pgdata).unwrap());
 }
 

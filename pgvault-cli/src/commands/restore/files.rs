@@ -77,7 +77,12 @@ async fn one(printer: &Printer, wish: &FilesWish<'_>, database: &OdooDatabase) -
     let uuid = database.uuid.clone().unwrap_or_default();
     let identity = Database { name: database.name.clone(), oid, uuid, series: database.version.clone() };
     let known = pass::load(cluster, &identity.folder(cluster.keys().digest())).await?;
-    let folder = wish.target.join(wish.called.unwrap_or(&database.name));
+    let name = wish.called.unwrap_or(&database.name);
+    if name.contains('/') || matches!(name, "." | "..") {
+        return Err(Error::new(ErrorKind::Usage, "filestore.folder", format!("`{name}` cannot name a folder"))
+            .with_hint("restore the database alone, under another name: --database NAME --into ... --as OTHER"));
+    }
+    let folder = wish.target.join(name);
     let (mut catalog, pass) = match known {
         Some(known) => (known.catalog, Some(known.pass)),
         None if references.local == 0 => (pgvault_core::filestore::catalog::Catalog::empty(cluster), None),
