@@ -20,14 +20,15 @@ struct Watcher {
     cluster: Cluster,
     stops: Stops,
     capture: Option<Capture>,
-    /// The watermark that each complete pass claimed.
-    claims: Vec<Lsn>,
+    /// The watermark that each complete pass claimed, and its first and its last step.
+    claims: Vec<(Lsn, odoosim::Step, odoosim::Step)>,
 }
 
 #[async_trait]
 impl Participant for Watcher {
     async fn pass(&mut self, pause: &Pause) -> Result<()> {
         self.stops.at(pause);
+        let from = pause.now();
         let capture = match &mut self.capture {
             Some(capture) => capture,
             none => none.insert(Capture::open(&self.cluster, self.stops.options(&self.odoo)).await?),
@@ -41,7 +42,7 @@ impl Participant for Watcher {
             Err(error) => return Err(error),
         }
         if let Some((_, mark)) = capture.last().and_then(pgvault_core::filestore::pass::Pass::watermark) {
-            self.claims.push(mark.lsn);
+            self.claims.push((mark.lsn, from, pause.now()));
         }
         Ok(())
     }
@@ -52,7 +53,7 @@ impl Participant for Watcher {
 struct Holes {
     histories: u64,
     references: u64,
-    /// A pass ran from its beginning to its end while the file lay there.
+    /// A pass that covers a row that refers to it ran from its beginning to its end while the file lay there.
     overlooked: Vec<String>,
     /// It came and went between two passes.
     between: u64,
@@ -65,8 +66,8 @@ async fn one(cluster: &Cluster, odoo: &Odoo, seed: u64, options: Options, every:
         Watcher { odoo: odoo.clone(), cluster: cluster.clone(), stops: Stops::default(), capture: None, claims: Vec::new() };
     let watching = vec![Participation::new("capture", every, &mut watcher)];
     let outcome = Box::pin(History::new(seed, options).run(odoo, watching)).await.unwrap_or_else(|e| panic!("seed {seed}: {e:?}"));
-    let Some(watermark) = watcher.claims.iter().max().copied() else { return };
-    drop(watcher.capture);
+    let Some(watermark) = watcher.claims.iter().map(|(lsn, ..)| *lsn).max() else { return };
+    drop(watcher.capture.take());
     holes.histories += 1;
     // Read again, as a restore does.
     let folder = watcher_folder(cluster, odoo).await;
@@ -75,7 +76,7 @@ async fn one(cluster: &Cluster, odoo: &Odoo, seed: u64, options: Options, every:
     let mut at: BTreeMap<String, Lsn> = BTreeMap::new();
     for (lsn, rows) in outcome.truth.states().take_while(|(lsn, _)| *lsn <= watermark) {
         for name in odoosim::truth::local_names(&rows) {
-            let _ = at.insert(name, lsn);
+            let _ = at.entry(name).or_insert(lsn);
         }
     }
     for (name, lsn) in at {
@@ -88,8 +89,8 @@ async fn one(cluster: &Cluster, odoo: &Odoo, seed: u64, options: Options, every:
             assert_eq!((len, bytes.len() as u64), (content.size, content.size));
             continue;
         }
-        // A pass that was there from end to end must have seen it.
-        let seen = outcome.passes.iter().any(|pass| outcome.ledger.was_on_disk(&name, pass.from, pass.to));
+        // A pass that began behind its commit, and was there from end to end, must have seen it. Before that it may not even be marked.
+        let seen = watcher.claims.iter().any(|(mark, from, to)| lsn <= *mark && outcome.ledger.was_on_disk(&name, *from, *to));
         if seen {
             holes.overlooked.push(format!(
                 "seed {seed}: {name} at {lsn}, {:?}, passes {:?}",
