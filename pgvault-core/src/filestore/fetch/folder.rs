@@ -64,14 +64,10 @@ impl Folder {
     }
 
     /// Notes that a file belongs here.
-    pub(super) fn expect(&mut self, name: &str) -> Result<()> {
-        if name.split('/').any(|part| matches!(part, "" | "." | "..")) || name.starts_with('/') {
-            return Err(Error::new(ErrorKind::Corrupt, "filestore.name", format!("`{name}` leads out of the filestore")));
-        }
+    pub(super) fn expect(&mut self, name: &str) {
         if let Some(expected) = &mut self.expected {
             let _ = expected.insert(name.into());
         }
-        Ok(())
     }
 
     /// True when a file is there already, with this content.
@@ -93,16 +89,6 @@ impl Folder {
             }
         }
         Ok(<[u8; 20]>::from(hash.finalize()) == content.sha1)
-    }
-
-    /// A new file.
-    pub(super) fn create(&self, name: &str) -> Result<File> {
-        self.writer.create(name)
-    }
-
-    /// Gives a written file its owner and permissions.
-    pub(super) fn finish_file(&self, file: &File, name: &str, mode: u32) -> Result<()> {
-        self.writer.finish(file, name, mode)
     }
 
     /// Removes what does not belong here, makes everything durable, and takes the mark away. Gives the number of files that went.
@@ -156,7 +142,8 @@ impl Writer {
         Ok(())
     }
 
-    fn create(&self, name: &str) -> Result<File> {
+    /// A new file.
+    pub(super) fn create(&self, name: &str) -> Result<File> {
         let path = self.root.join(name);
         if let Some(above) = path.parent() {
             self.folder(above)?;
@@ -173,7 +160,8 @@ impl Writer {
         .map_err(|e| Error::io("create", &path, e))
     }
 
-    fn finish(&self, file: &File, name: &str, mode: u32) -> Result<()> {
+    /// Gives a written file its owner and permissions.
+    pub(super) fn finish(&self, file: &File, name: &str, mode: u32) -> Result<()> {
         let failed = |e| Error::io("set owner and permissions of", &self.root.join(name), e);
         if let Some((user, group)) = self.owner {
             fchown(file, Some(user), Some(group)).map_err(failed)?;
@@ -188,6 +176,14 @@ impl Writer {
         file.write_all(bytes).map_err(|e| Error::io("write", &self.root.join(name), e))?;
         self.finish(&file, name, mode)
     }
+}
+
+/// Makes sure that a name leads to a path below the filestore.
+pub(super) fn ensure_inside(name: &str) -> Result<()> {
+    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(Error::new(ErrorKind::Corrupt, "filestore.name", format!("`{name}` leads out of the filestore")));
+    }
+    Ok(())
 }
 
 /// Who owns the nearest directory that is there.
