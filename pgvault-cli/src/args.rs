@@ -1,5 +1,6 @@
 //! The command line.
 
+mod odoo_zip;
 mod restore;
 
 use std::path::PathBuf;
@@ -7,6 +8,7 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use pgvault_core::postgres::{Lsn, SystemId};
 
+pub(crate) use odoo_zip::{ExportArgs, ImportArgs};
 pub(crate) use restore::{Action, RestoreArgs};
 
 use crate::exit;
@@ -65,6 +67,10 @@ pub(crate) enum Command {
     /// Capture the documents of Odoo databases, and get single ones back
     #[command(subcommand)]
     Filestore(FilestoreCommand),
+    /// Write a database of Odoo at a point in time, with its documents, as an archive that Odoo's database manager loads
+    Export(ExportArgs),
+    /// Load an archive that Odoo's database manager, or `export`, has made
+    Import(ImportArgs),
     /// Ship backups and WAL to another vault, with keys of its own: only what is new, and without touching PostgreSQL
     Copy(CopyArgs),
     /// Show backups, the recoverable window and gaps
