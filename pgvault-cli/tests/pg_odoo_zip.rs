@@ -150,7 +150,7 @@ fn an_export_is_what_was_there_and_is_loaded_elsewhere() {
     shop.json(&again).expect(2).says("export.exists");
     assert_eq!(fs::read(&out).unwrap(), before);
     shop.assert_nothing_left();
-    assert!(fs::read_dir(out.parent().unwrap()).unwrap().flatten().all(|e| !e.file_name().to_str().unwrap().ends_with(".part")));
+    assert!(fs::read_dir(out.parent().unwrap()).unwrap().flatten().all(|e| !e.file_name().to_str().unwrap().contains(".zip.part")));
 
     let filestore = shop.fresh("data").join("filestore");
     let json = import(shop, &out, "bought", &filestore).ok().json();
@@ -289,7 +289,8 @@ fn a_dump_that_does_not_load_whole_leaves_nothing() {
     for (script, code, said) in [
         (failing.as_str(), 1, "duplicate key value"),
         ("select 1;\n", 4, "import.not_odoo"),
-        ("\\i /nowhere/at/all\n", 1, "No such file"),
+        ("\\! touch escaped\n", 1, "backslash commands are restricted"),
+        ("select 1;\n\\unrestrict x\n\\i /nowhere/at/all\n", 1, "wrong key"),
     ] {
         archive(
             &path,
@@ -302,6 +303,7 @@ fn a_dump_that_does_not_load_whole_leaves_nothing() {
         import(&shop, &path, "theirs", &filestore).expect(code).says(said);
         assert_eq!(databases(&shop.other), there);
         assert_eq!(listing(&filestore), Vec::<PathBuf>::new());
+        assert!(!shop.site().path("escaped").exists());
         // A folder that was not there is not there afterwards.
         let fresh = shop.fresh("new");
         import(&shop, &path, "theirs", &fresh.join("filestore")).expect(code);

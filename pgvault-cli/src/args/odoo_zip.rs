@@ -41,7 +41,7 @@ pub(crate) struct ExportArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct ImportArgs {
-    /// The archive. Its `dump.sql` is run by `psql`, with the rights of --into and of whoever runs this: load only what you trust
+    /// The archive. Its `dump.sql` is run with all rights of the role of --into: for an archive that you do not trust, one that is no superuser
     #[arg(value_name = "ZIP")]
     pub(crate) archive: PathBuf,
 

@@ -7,12 +7,15 @@
 //! The archive may be anybody's: no name leads out of the folder, nothing is larger than it says, and nothing is read into memory whole. A
 //! statement that fails fails the import, which Odoo's own loading overlooks. What fails leaves neither database nor folder.
 //!
-//! `dump.sql` is a script for `psql`, and is given to it as it is: it can do whatever the role and the account that runs this can.
+//! `dump.sql` can do whatever the role of `--into` can, and nothing on the machine that runs this ([`script`]).
 
 mod archive;
+mod script;
 mod server;
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use pgvault_core::filestore::database::{References, references};
@@ -39,7 +42,7 @@ pub(crate) async fn run(printer: &Printer, args: &ImportArgs) -> Result<Status> 
         let why = format!("`{}` cannot be the name of a folder, and so of no database of Odoo", args.database);
         return Err(Error::new(ErrorKind::Usage, "import.name", why));
     }
-    let place = Place::new(absolute(&args.filestore)?, &args.database)?;
+    let place = Place::new(&absolute(&args.filestore)?, &args.database)?;
     let path = args.archive.clone();
     let (zip, survey) = blocking(move || archive::open(&path)).await?;
     for warning in &survey.warnings {
@@ -54,7 +57,7 @@ pub(crate) async fn run(printer: &Printer, args: &ImportArgs) -> Result<Status> 
             "the server is PostgreSQL {major}, and the dump of PostgreSQL {from}: what is newer may be refused"
         ));
     }
-    let mut import = Import { printer, args, server, place, made_database: false };
+    let mut import = Import { printer, args, server, place, made_database: false, stop: Arc::default(), working: Arc::default() };
     let done = tokio::select! {
         done = import.run(zip, survey, began) => done,
         error = interrupted("import.interrupted", "interrupted: nothing was imported") => Err(error),
@@ -71,23 +74,30 @@ struct Import<'a> {
     server: Server,
     place: Place,
     made_database: bool,
+    /// Tells the thread that writes documents to end.
+    stop: Arc<AtomicBool>,
+    /// Held by that thread.
+    working: Arc<Mutex<()>>,
 }
 
 impl Import<'_> {
     async fn run(&mut self, zip: Zip, survey: Survey, began: Instant) -> Result<Status> {
         // The documents first: what their names do not promise is noticed before there is a database.
-        self.place.made = true;
         let folder = self.place.folder.clone();
+        let loading = blocking(move || Loading::create(&folder)).await?;
+        self.place.made = true;
+        let (stop, working) = (self.stop.clone(), self.working.clone());
         let work = move || {
-            let loading = Loading::prepare(&folder)?;
-            archive::documents(zip, survey, &loading).map(|(zip, survey, documents)| (zip, survey, documents, loading))
+            let _working = working.lock().unwrap_or_else(PoisonError::into_inner);
+            let (zip, survey, documents) = archive::documents(zip, survey, &loading, &stop)?;
+            Ok((zip, survey, documents, loading))
         };
         let (zip, survey, documents, loading) = blocking(work).await?;
         self.server.create().await?;
         self.made_database = true;
         let dump_bytes = survey.dump_bytes;
         let manifest = survey.manifest.clone();
-        self.server.load(move |out| archive::dump(zip, &survey, out)).await?;
+        self.server.load(self.printer, move |out| archive::dump(zip, &survey, out)).await?;
         let mut sql = self.server.connect_to_it().await?;
         let version = server::version_of_base(&mut sql).await?;
         let references = references(&mut sql).await?;
@@ -149,6 +159,14 @@ impl Import<'_> {
         if self.made_database {
             self.server.drop_it().await;
         }
+        self.stop.store(true, Ordering::Relaxed);
+        let working = self.working.clone();
+        // What is still being written is waited for, or it would come back.
+        let wait = move || {
+            let _done = working.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(())
+        };
+        let _ = blocking(wait).await;
         self.place.remove(self.printer);
     }
 }
@@ -159,12 +177,12 @@ struct Place {
     folder: PathBuf,
     /// Folders above it that are not there yet, the lowest first.
     above: Vec<PathBuf>,
-    /// Whether this run has begun to make it.
+    /// Whether this run has made it.
     made: bool,
 }
 
 impl Place {
-    fn new(filestore: PathBuf, database: &str) -> Result<Self> {
+    fn new(filestore: &Path, database: &str) -> Result<Self> {
         let folder = filestore.join(database);
         if folder.symlink_metadata().is_ok() {
             let why = format!("{} exists, and documents are not mixed with others", folder.display());
@@ -188,10 +206,8 @@ impl Place {
     }
 
     fn remove(&self, printer: &Printer) {
-        if !self.made {
-            return;
-        }
-        if let Err(error) = std::fs::remove_dir_all(&self.folder)
+        if self.made
+            && let Err(error) = std::fs::remove_dir_all(&self.folder)
             && error.kind() != std::io::ErrorKind::NotFound
         {
             printer.warn(format_args!("{} was not removed: {error}", self.folder.display()));

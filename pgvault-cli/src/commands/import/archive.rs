@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io::{BufReader, Read, Write};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pgvault_core::filestore::fetch::Loading;
 use pgvault_core::filestore::names::is_content;
@@ -88,9 +89,7 @@ pub(super) fn open(path: &Path) -> Result<(Zip, Survey)> {
             ("manifest.json", _) => manifest = Some(number),
             // Marks for Odoo's garbage collector are those of another filestore.
             (_, Some(document)) if is_content(document) => {
-                bytes = bytes
-                    .checked_add(member.size())
-                    .ok_or_else(|| not_odoo("its documents have more bytes than there are".into()))?;
+                bytes = bytes.checked_add(member.size()).ok_or_else(|| not_odoo("its documents have more bytes than there are"))?;
                 documents.push(number);
             }
             (_, Some(_)) => {}
@@ -109,19 +108,34 @@ pub(super) fn open(path: &Path) -> Result<(Zip, Survey)> {
 ///
 /// # Errors
 /// [`ErrorKind::Corrupt`] when one is not what its name or its size promises; when they cannot be written.
-pub(super) fn documents(mut zip: Zip, survey: Survey, loading: &Loading) -> Result<(Zip, Survey, Documents)> {
+pub(super) fn documents(mut zip: Zip, survey: Survey, loading: &Loading, stop: &AtomicBool) -> Result<(Zip, Survey, Documents)> {
     let mut taken = Documents::default();
     for number in &survey.documents {
-        let mut member = zip.by_index(*number).map_err(unreadable)?;
+        let member = zip.by_index(*number).map_err(unreadable)?;
         let name = member.name().map_err(unreadable)?.into_owned();
         let size = member.size();
         let document = name.strip_prefix("filestore/").unwrap_or(&name);
-        let promised = loading.take(document, size, &mut member)?;
+        let promised = loading.take(document, size, &mut Stoppable { inner: member, stop })?;
         taken.files += 1;
         taken.bytes += size;
         taken.unnamed += u64::from(!promised);
     }
     Ok((zip, survey, taken))
+}
+
+/// Ends when nobody wants any more: a thread cannot be told otherwise.
+struct Stoppable<'a, R> {
+    inner: R,
+    stop: &'a AtomicBool,
+}
+
+impl<R: Read> Read for Stoppable<'_, R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        if self.stop.load(Ordering::Relaxed) {
+            return Err(std::io::Error::other("stopped"));
+        }
+        self.inner.read(buffer)
+    }
 }
 
 /// Passes `dump.sql` on. A reader that has gone has its own reason, which is not ours to tell.
@@ -151,12 +165,12 @@ pub(super) fn dump(mut zip: Zip, survey: &Survey, mut out: impl Write) -> Result
     Ok(())
 }
 
-fn not_odoo(why: String) -> Error {
+fn not_odoo(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::Usage, "import.archive", why)
         .with_hint("it must be a zip with `dump.sql`, `manifest.json` and `filestore/`")
 }
 
-fn damaged(why: String) -> Error {
+fn damaged(why: impl Into<String>) -> Error {
     Error::new(ErrorKind::Corrupt, "import.damaged", why)
 }
 
@@ -190,14 +204,14 @@ fn read_manifest(zip: &mut Zip, number: usize) -> Result<Manifest> {
     let member = zip.by_index(number).map_err(unreadable)?;
     let _ = member.take(MANIFEST + 1).read_to_end(&mut text).map_err(|e| damaged(format!("read `manifest.json`: {e}")))?;
     if text.len() as u64 > MANIFEST {
-        return Err(not_odoo("`manifest.json` is larger than any that Odoo writes".into()));
+        return Err(not_odoo("`manifest.json` is larger than any that Odoo writes"));
     }
     let known: Value = serde_json::from_slice(&text).map_err(|e| not_odoo(format!("`manifest.json` is no JSON: {e}")))?;
     let text = |key: &str| known.get(key).and_then(Value::as_str).map(ToOwned::to_owned);
     match text("odoo_dump").as_deref() {
         Some("1") => {}
         Some(other) => return Err(not_odoo(format!("`manifest.json` says `odoo_dump` {other}, and only 1 is known"))),
-        None => return Err(not_odoo("`manifest.json` does not say `odoo_dump`: it is not Odoo's".into())),
+        None => return Err(not_odoo("`manifest.json` does not say `odoo_dump`: it is not Odoo's")),
     }
     let pg_version = text("pg_version");
     let pg_major = pg_version.as_deref().and_then(|version| version.split('.').next()?.parse().ok());

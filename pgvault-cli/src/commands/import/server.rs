@@ -1,15 +1,18 @@
 //! The server that an archive is loaded into.
 
-use std::io::PipeWriter;
+use std::io::{PipeWriter, Write};
 use std::process::Stdio;
 
+use pgvault_core::env::Env;
 use pgvault_core::postgres::{ConnInfo, Connection, Mode, quote_identifier, quote_literal};
 use pgvault_core::{Error, ErrorKind, Result};
 use pgvault_verify::process::Install;
 use tokio::process::Command;
 
 use super::blocking;
+use super::script::{Script, can_be_restricted};
 use crate::commands::libpq::{said, words};
+use crate::output::Printer;
 
 /// The server, and the database that is going to be there.
 pub(super) struct Server {
@@ -52,10 +55,20 @@ impl Server {
     ///
     /// # Errors
     /// `import.dump` with what `psql` says; what `feed` says.
-    pub(super) async fn load(&self, feed: impl FnOnce(PipeWriter) -> Result<()> + Send + 'static) -> Result<()> {
+    pub(super) async fn load(
+        &self,
+        printer: &Printer,
+        feed: impl FnOnce(&mut Script<PipeWriter>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
         let failed = |what: &str, e: std::io::Error| Error::new(ErrorKind::Failed, "import.dump", format!("{what} `psql`: {e}"));
         // The newest there is: it talks to every older server, and knows what dumps of today have in them.
         let program = blocking(|| Ok(Install::find(None, &[]).and_then(|install| install.client("psql"))?)).await?;
+        let version = Command::new(&program).arg("--version").output().await.map_err(|e| failed("start", e))?;
+        let restricts = can_be_restricted(&String::from_utf8_lossy(&version.stdout));
+        let key = restricts.then(|| Env::default().new_id()).transpose()?.map(|id| id.to_string());
+        if key.is_none() {
+            printer.warn("`psql` is too old to take statements alone: what `dump.sql` tells it to run on this machine, it runs");
+        }
         let (words, password) = words(&self.connection, &self.database);
         let (input, out) = std::io::pipe().map_err(|e| failed("make a pipe for", e))?;
         let mut command = Command::new(program);
@@ -73,7 +86,8 @@ impl Server {
         let child = command.spawn().map_err(|e| failed("start", e))?;
         // Ours would keep the pipe open when `psql` has died.
         drop(command);
-        let (fed, ended) = tokio::join!(blocking(move || feed(out)), child.wait_with_output());
+        let work = move || write(out, key.as_deref(), feed);
+        let (fed, ended) = tokio::join!(blocking(work), child.wait_with_output());
         let ended = ended.map_err(|e| failed("wait for", e))?;
         // A dump that was cut off looks to `psql` like one that ended.
         fed?;
@@ -82,7 +96,7 @@ impl Server {
         }
         let why = format!("`psql` ended with {}: {}", ended.status, said(&ended.stderr));
         Err(Error::new(ErrorKind::Failed, "import.dump", why)
-            .with_hint("`<stdin>:N` is the line of dump.sql; the database was dropped again"))
+            .with_hint("`<stdin>:N` is a line of dump.sql, give or take one; the database was dropped again"))
     }
 
     /// Drops the database that this run has made.
@@ -117,6 +131,24 @@ impl Server {
         sql.set_idle_timeout(None);
         Ok(sql)
     }
+}
+
+/// Writes the script, and around it what keeps `psql` to statements.
+fn write(mut out: PipeWriter, key: Option<&str>, feed: impl FnOnce(&mut Script<PipeWriter>) -> Result<()>) -> Result<()> {
+    // A reader that has gone has its own reason, which is not ours to tell.
+    let ours = |written: std::io::Result<()>| match written {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::new(ErrorKind::Failed, "import.dump", format!("write to `psql`: {e}")))
+        }
+        _ => Ok(()),
+    };
+    if let Some(key) = key {
+        ours(writeln!(out, "\\restrict {key}"))?;
+    }
+    let mut script = Script::new(out);
+    feed(&mut script)?;
+    let finished = script.finish().and_then(|mut out| key.map_or(Ok(()), |key| writeln!(out, "\n\\unrestrict {key}")));
+    ours(finished)
 }
 
 /// The version of the module `base`; what was loaded must be a database of Odoo.

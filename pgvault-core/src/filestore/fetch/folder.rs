@@ -59,6 +59,25 @@ impl Folder {
         Ok(Self { writer: Arc::new(writer), expected: filled.then(HashSet::new) })
     }
 
+    /// Makes the directory, which must not be there: what is there, or comes at the same moment, is somebody else's.
+    pub(super) fn create(root: &Path) -> Result<Self> {
+        let owner = if rustix::process::geteuid().is_root() { owner_above(root)? } else { None };
+        let writer = Writer { root: root.to_path_buf(), owner, folders: Mutex::default() };
+        if let Some(above) = root.parent() {
+            writer.folder(above)?;
+        }
+        writer.make(root).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Error::new(ErrorKind::Usage, "filestore.not_empty", format!("{} is there already", root.display()))
+                    .with_hint("name a directory that is not there yet")
+            }
+            _ => Error::io("create", root, e),
+        })?;
+        Self::prepare(root, owner, false).inspect_err(|_| {
+            let _ = fs::remove_dir(root);
+        })
+    }
+
     pub(super) fn writer(&self) -> Arc<Writer> {
         self.writer.clone()
     }
@@ -125,14 +144,8 @@ impl Writer {
             if let Some(above) = path.parent() {
                 self.folder(above)?;
             }
-            match fs::create_dir(path) {
-                Ok(()) => {
-                    let mode = fs::Permissions::from_mode(FOLDER_MODE);
-                    fs::set_permissions(path, mode).map_err(|e| Error::io("set the permissions of", path, e))?;
-                    if let Some((user, group)) = self.owner {
-                        std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(|e| Error::io("give away", path, e))?;
-                    }
-                }
+            match self.make(path) {
+                Ok(()) => {}
                 // Another thread was faster.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
                 Err(error) => return Err(Error::io("create", path, error)),
@@ -140,6 +153,16 @@ impl Writer {
         }
         let _ = self.folders.lock().unwrap_or_else(PoisonError::into_inner).insert(path.to_path_buf());
         Ok(())
+    }
+
+    /// Makes a folder that is not there, and gives it to its owner.
+    fn make(&self, path: &Path) -> std::io::Result<()> {
+        fs::create_dir(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(FOLDER_MODE))?;
+        match self.owner {
+            Some((user, group)) => std::os::unix::fs::chown(path, Some(user), Some(group)),
+            None => Ok(()),
+        }
     }
 
     /// A new file.

@@ -24,12 +24,13 @@ const MODE: u32 = 0o644;
 pub struct Loading(Folder);
 
 impl Loading {
-    /// Makes the directory, which must be empty or not there. Run by root, everything belongs to the owner of the directory above.
+    /// Makes the directory, which must not be there, and those above it. Run by root, everything belongs to the owner of the directory
+    /// above that is there.
     ///
     /// # Errors
-    /// [`ErrorKind::Usage`] when something is in it; otherwise when it cannot be made.
-    pub fn prepare(root: &Path) -> Result<Self> {
-        Folder::prepare(root, None, false).map(Self)
+    /// [`ErrorKind::Usage`] with the code `filestore.not_empty` when it is there; otherwise when it cannot be made.
+    pub fn create(root: &Path) -> Result<Self> {
+        Folder::create(root).map(Self)
     }
 
     /// Takes a file of `size` bytes, and gives whether its name promised its content. No more than `size` bytes and one are read.
@@ -92,7 +93,7 @@ mod tests {
     fn a_file_is_taken_when_it_is_what_its_name_promises() {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().join("shop");
-        let loading = Loading::prepare(&root).unwrap();
+        let loading = Loading::create(&root).unwrap();
         // `printf abc | sha1sum`
         let name = "a9/a9993e364706816aba3e25717850c26c9cd0d89d";
         assert!(loading.take(name, 3, &mut &b"abc"[..]).unwrap());
@@ -115,6 +116,6 @@ mod tests {
         loading.finish().unwrap();
         assert_eq!(std::fs::read(root.join(name)).unwrap(), b"abc");
         assert_eq!(std::fs::read_dir(root.join("checklist")).unwrap().count(), 0);
-        assert_eq!(Loading::prepare(&root).unwrap_err().code(), "filestore.not_empty");
+        assert_eq!(Loading::create(&root).unwrap_err().code(), "filestore.not_empty");
     }
 }
