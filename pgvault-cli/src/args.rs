@@ -1,6 +1,7 @@
 //! The command line.
 
 mod artifact;
+mod odoo_zip;
 mod restore;
 
 use std::path::PathBuf;
@@ -9,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use pgvault_core::postgres::{Lsn, SystemId};
 
 pub(crate) use artifact::{ArtifactCommand, ArtifactGetArgs, ArtifactPutArgs};
+pub(crate) use odoo_zip::{ExportArgs, ImportArgs};
 pub(crate) use restore::{Action, RestoreArgs};
 
 use crate::exit;
@@ -67,6 +69,10 @@ pub(crate) enum Command {
     /// Capture the documents of Odoo databases, and get single ones back
     #[command(subcommand)]
     Filestore(FilestoreCommand),
+    /// Write a database of Odoo at a point in time, with its documents, as an archive that Odoo's database manager loads
+    Export(ExportArgs),
+    /// Load an archive that Odoo's database manager, or `export`, has made
+    Import(ImportArgs),
     /// Ship backups and WAL to another vault, with keys of its own: only what is new, and without touching PostgreSQL
     Copy(CopyArgs),
     /// Show backups, the recoverable window and gaps

@@ -149,6 +149,7 @@ fn from_of(command: &Command) -> Option<&str> {
         Command::Check(args) => &args.place.from,
         Command::Scrub(args) => &args.place.from,
         Command::Restore(args) => &args.place.from,
+        Command::Export(args) => &args.place.from,
         Command::Wal(WalCommand::Fetch(args)) => &args.place.from,
         Command::Wal(WalCommand::Prefetch(args)) => &args.fetch.place.from,
         Command::Wal(WalCommand::Check(args)) => &args.copy,
@@ -162,7 +163,7 @@ fn job_of(command: &Command) -> Job {
     match command {
         Command::Backup(_) | Command::Filestore(_) => Job::Backup,
         Command::Wal(_) => Job::Wal,
-        Command::Restore(_) | Command::Verify(_) => Job::Restore,
+        Command::Restore(_) | Command::Export(_) | Command::Verify(_) => Job::Restore,
         Command::Check(_) | Command::Scrub(_) => Job::Check,
         _ => Job::Other,
     }

@@ -14,7 +14,7 @@ pub(crate) const HELP: &str = "Exit codes:
   0   done
   1   failed
   2   wrong usage or configuration
-  3   done, but incomplete (bad pages were found; a drill had no room for all; a mark cannot be restored yet)
+  3   done, but incomplete (bad pages were found; documents lack; a drill had no room for all; a mark cannot be restored yet)
   4   verification failed: stored data is damaged or missing, or a restored copy is not harmless
   5   the recovery target lies outside what can be restored
   6   PostgreSQL cannot be reached or used

@@ -68,6 +68,8 @@ fn run(cli: &Cli, printer: &Printer) -> pgvault_core::Result<exit::Status> {
             Command::Wal(WalCommand::Check(args)) => Box::pin(commands::wal::check::run(cli, printer, args)).await,
             Command::Restore(args) => commands::restore::run(cli, printer, args).await,
             Command::Filestore(command) => Box::pin(commands::filestore::run(cli, printer, command)).await,
+            Command::Export(args) => Box::pin(commands::export::run(cli, printer, args)).await,
+            Command::Import(args) => Box::pin(commands::import::run(printer, args)).await,
             Command::Copy(args) => Box::pin(commands::copy::run(cli, printer, args)).await,
             Command::List(args) => commands::list::run(cli, printer, args).await,
             Command::Status(args) => commands::status::run(cli, printer, args).await,

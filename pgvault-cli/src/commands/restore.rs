@@ -4,11 +4,12 @@
 //! somebody has to ask the database at the target ([`beside`]), for its documents or to make it harmless, a server is started on the files
 //! first.
 
+pub(super) mod aside;
 mod beside;
 mod checklist;
 mod database;
-mod files;
-mod odoo;
+pub(super) mod files;
+pub(super) mod odoo;
 
 use std::path::PathBuf;
 
@@ -21,7 +22,7 @@ use pgvault_core::vault::Cluster;
 use pgvault_core::{Error, ErrorKind, Result};
 use serde_json::{Map, Value, json};
 
-use crate::args::{Action, Cli, RestoreArgs};
+use crate::args::{Action, Cli, ClusterArgs, RestoreArgs};
 use crate::context::{Context, Place, parse_id};
 use crate::exit::Status;
 use crate::output::{self, Printer};
@@ -33,7 +34,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
     if beside::is_wanted(args)? {
         return Box::pin(beside::run(&context, printer, args, &target, choice)).await;
     }
-    let chosen = choose(&context, printer, args, &target, choice).await?;
+    let chosen = choose(&context, printer, &args.cluster, &target, choice).await?;
     if args.dry_run {
         show(printer, &chosen.plan);
         printer.summary(&describe(&chosen.plan, chosen.place));
@@ -41,7 +42,7 @@ pub(crate) async fn run(cli: &Cli, printer: &Printer, args: &RestoreArgs) -> Res
     }
     let given = args.pgdata.as_ref().ok_or_else(|| Error::new(ErrorKind::Usage, "usage.pgdata", "--pgdata is missing"))?;
     let pgdata = absolute(given)?;
-    let options = options(&context, printer, args, &chosen.cluster, pgdata)?;
+    let options = options_of(&context, printer, args, &chosen.cluster, pgdata)?;
     let restored = write(printer, &chosen, &options).await?;
     printer.line(format_args!(
         "restored {} of {} to {} in {:.1} s; start PostgreSQL on it to recover to {target}",
@@ -66,31 +67,54 @@ fn target(args: &RestoreArgs) -> Result<Target> {
     }
 }
 
-fn absolute(path: &std::path::Path) -> Result<PathBuf> {
+pub(super) fn absolute(path: &std::path::Path) -> Result<PathBuf> {
     std::path::absolute(path).map_err(|e| Error::io("resolve", path, e))
 }
 
 /// How the files are written, but for what the way decides.
-fn options(context: &Context, printer: &Printer, args: &RestoreArgs, cluster: &Cluster, pgdata: PathBuf) -> Result<RestoreOptions> {
-    let (_, config) = context.cluster(&args.cluster)?;
+fn options_of(
+    context: &Context,
+    printer: &Printer,
+    args: &RestoreArgs,
+    cluster: &Cluster,
+    pgdata: PathBuf,
+) -> Result<RestoreOptions> {
     Ok(RestoreOptions {
-        pgdata,
         delta: args.delta,
         tablespace_mapping: args.tablespace_mapping.iter().map(|(old, new)| (old.clone(), new.into())).collect(),
-        restore_command: restore_command(context, cluster)?,
         action: match args.target_action {
             Action::Pause => TargetAction::Pause,
             Action::Promote => TargetAction::Promote,
             Action::Shutdown => TargetAction::Shutdown,
         },
         archive_off: args.archive_off,
+        ..options(context, printer, &args.cluster, cluster, pgdata)?
+    })
+}
+
+/// How the files are written when nobody asks for anything special: into an empty directory, to pause at the target.
+pub(super) fn options(
+    context: &Context,
+    printer: &Printer,
+    args: &ClusterArgs,
+    cluster: &Cluster,
+    pgdata: PathBuf,
+) -> Result<RestoreOptions> {
+    let (_, config) = context.cluster(args)?;
+    Ok(RestoreOptions {
+        pgdata,
+        delta: false,
+        tablespace_mapping: std::collections::BTreeMap::new(),
+        restore_command: restore_command(context, cluster)?,
+        action: TargetAction::Pause,
+        archive_off: false,
         workers: config.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)),
         progress: printer.progress(),
     })
 }
 
 /// Writes the files, and says what was written from what.
-async fn write(printer: &Printer, chosen: &Chosen<'_>, options: &RestoreOptions) -> Result<Restored> {
+pub(super) async fn write(printer: &Printer, chosen: &Chosen<'_>, options: &RestoreOptions) -> Result<Restored> {
     let restored = restore(&chosen.cluster, &chosen.plan, options).await?;
     for warning in &restored.warnings {
         printer.warn(warning);
@@ -99,7 +123,7 @@ async fn write(printer: &Printer, chosen: &Chosen<'_>, options: &RestoreOptions)
     Ok(restored)
 }
 
-fn summary(chosen: &Chosen<'_>, restored: &Restored) -> Value {
+pub(super) fn summary(chosen: &Chosen<'_>, restored: &Restored) -> Value {
     let mut summary = describe(&chosen.plan, chosen.place);
     extend(
         &mut summary,
@@ -113,27 +137,27 @@ fn summary(chosen: &Chosen<'_>, restored: &Restored) -> Value {
     summary
 }
 
-fn extend<const N: usize>(summary: &mut Value, fields: [(&str, Value); N]) {
+pub(super) fn extend<const N: usize>(summary: &mut Value, fields: [(&str, Value); N]) {
     if let Value::Object(object) = summary {
         object.extend(fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect::<Map<_, _>>());
     }
 }
 
 /// What a restore reads from, all of it.
-struct Chosen<'a> {
+pub(super) struct Chosen<'a> {
     place: Place<'a>,
-    cluster: Cluster,
-    plan: Plan,
+    pub(super) cluster: Cluster,
+    pub(super) plan: Plan,
 }
 
 /// The vault, or the first copy of `vault.fallback` that can give what it does not.
 ///
 /// A vault that cannot be read, or has no way to the target, is passed over, and this is said. What is wrong with the request or with
 /// the key is not asked of a copy: it might answer another question.
-async fn choose<'a>(
+pub(super) async fn choose<'a>(
     context: &'a Context,
     printer: &Printer,
-    args: &RestoreArgs,
+    args: &ClusterArgs,
     target: &Target,
     choice: PlanOptions,
 ) -> Result<Chosen<'a>> {
@@ -142,7 +166,7 @@ async fn choose<'a>(
     let more = places.len() > 1;
     let answer = ask(places, async |place: Place<'a>| {
         let opened = async {
-            let cluster = context.open_at(place, &args.cluster, None).await?;
+            let cluster = context.open_at(place, args, None).await?;
             let plan = plan(&cluster, target, choice).await?;
             Ok::<_, Error>(Chosen { place, cluster, plan })
         };

@@ -5,9 +5,11 @@
 //! source, or that no pass has seen it.
 
 mod folder;
+mod load;
 mod packs;
+mod receiver;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -16,12 +18,16 @@ use serde::Serialize;
 
 use self::folder::Folder;
 use self::packs::Job;
+use self::receiver::Exit;
 use super::catalog::Catalog;
 use super::database::References;
 use crate::format::file_run::{Content, Entry, Piece, State};
 use crate::format::map::PackId;
 use crate::progress::SharedProgress;
 use crate::{Error, ErrorKind, Result};
+
+pub use self::load::Loading;
+pub use self::receiver::{Receiver, SharedReceiver};
 
 /// Files that are planned at once; each takes some hundred bytes.
 const BATCH: usize = 500_000;
@@ -46,6 +52,8 @@ pub enum Sink {
         /// See above.
         one_in: u32,
     },
+    /// To somebody who takes them one after the other, such as the writer of an archive.
+    Receiver(SharedReceiver),
 }
 
 /// How files are fetched.
@@ -155,7 +163,7 @@ pub async fn fetch(catalog: &mut Catalog, wish: Wish, options: &FetchOptions) ->
     let mut fetch = Fetch {
         folder: match &options.sink {
             Sink::Folder { path, owner, delta } => Some(Folder::prepare(path, *owner, *delta)?),
-            Sink::Nowhere { .. } => None,
+            Sink::Nowhere { .. } | Sink::Receiver(_) => None,
         },
         options: options.clone(),
         items: Vec::new(),
@@ -222,10 +230,13 @@ impl Fetch {
 
     async fn referenced(&mut self, catalog: &mut Catalog, references: References) -> Result<()> {
         let (names, odd) = references.read()?;
+        // Two names may lead to one path, and one file is enough for both.
+        let mut odd: BTreeSet<String> = odd.into_iter().collect();
         let mut entries = catalog.merged().await?;
         let mut next = entries.next().await?;
         for name in names {
             let name = name?;
+            let _ = odd.remove(&name);
             while next.as_ref().is_some_and(|entry| entry.name < name) {
                 next = entries.next().await?;
             }
@@ -269,8 +280,9 @@ impl Fetch {
         }
         self.fetched.files += 1;
         self.fetched.bytes += content.size;
+        folder::ensure_inside(name)?;
         if let Some(folder) = &mut self.folder {
-            folder.expect(name)?;
+            folder.expect(name);
             if folder.has(name, &content)? {
                 self.fetched.kept += 1;
                 return Ok(());
@@ -309,16 +321,17 @@ impl Fetch {
             })?;
             jobs.push(Job { pack, items });
         }
-        packs::run(catalog.cluster(), jobs, self.folder.as_ref(), &self.options).await?;
+        let exit = match (&self.folder, &self.options.sink) {
+            (Some(folder), _) => Exit::Folder(folder.writer()),
+            (None, Sink::Receiver(receiver)) => Exit::Receiver(receiver.clone()),
+            (None, _) => Exit::Nowhere,
+        };
+        packs::run(catalog.cluster(), jobs, &exit, &self.options).await?;
+        // One after the other, and after all others: a receiver gets no piece of one file between pieces of another.
         for Large { name, content } in std::mem::take(&mut self.large) {
-            match &self.folder {
-                Some(folder) => {
-                    let mut file = folder.create(&name)?;
-                    packs::write(catalog, &name, &content, &mut file).await?;
-                    folder.finish_file(&file, &name, content.mode)?;
-                }
-                None => packs::write(catalog, &name, &content, &mut std::io::sink()).await?,
-            }
+            let mut out = exit.begin(&name, content.size)?;
+            packs::write(catalog, &name, &content, &mut out).await?;
+            out.end(content.mode)?;
             self.options.progress.advance(content.size);
         }
         Ok(())

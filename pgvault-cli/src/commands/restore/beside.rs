@@ -14,20 +14,21 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use pgvault_core::config::{ClusterConfig, DrillConfig};
+use pgvault_core::config::ClusterConfig;
 use pgvault_core::filestore::find::Finder;
 use pgvault_core::filestore::separate::ensure_separate;
 use pgvault_core::postgres::ConnInfo;
+use pgvault_core::restore::TargetAction;
 use pgvault_core::restore::plan::{PlanOptions, Stop};
 use pgvault_core::restore::target::Target;
-use pgvault_core::restore::{RestoreOptions, TargetAction};
 use pgvault_core::vault::drill::Point;
 use pgvault_core::{Error, ErrorKind, Result};
 use pgvault_verify::neutralise::Neutralised;
-use pgvault_verify::side::{OdooDatabase, Promoted, Side, SideOptions, seal};
+use pgvault_verify::side::{OdooDatabase, Promoted, Side, seal};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use super::aside;
 use super::database::Destination;
 use super::files::{self, FilesOutcome, FilesWish};
 use super::odoo::{self, ModuleSql};
@@ -76,7 +77,7 @@ pub(super) async fn run(
         Some(destination) => Some(destination.ensure_free().await?),
         None => None,
     };
-    let chosen = choose(context, printer, args, target, choice).await?;
+    let chosen = choose(context, printer, &args.cluster, target, choice).await?;
     let major = chosen.plan.snapshot.manifest.major;
     if let Some(into) = into.filter(|into| *into < major) {
         printer.warn(format_args!(
@@ -136,19 +137,21 @@ impl Beside<'_> {
         };
         let opens_at_end = self.chosen.plan.stop == Stop::End;
         self.chosen.plan.pin();
-        let mut options = super::options(self.context, self.printer, self.args, &self.chosen.cluster, pgdata.clone())?;
+        let mut options = super::options_of(self.context, self.printer, self.args, &self.chosen.cluster, pgdata.clone())?;
         if opens_at_end {
             // Pinned it would pause where it was to open.
             options.action = TargetAction::Promote;
         }
         // A copy must not archive beside production, under production's identity.
         options.archive_off |= !self.is_production();
-        self.map_tablespaces(temporary.as_ref().map(TempDir::path), &mut options);
+        if let Some(folder) = &temporary {
+            aside::map_tablespaces(folder.path(), &self.chosen.plan, &mut options);
+        }
         let restored = write(self.printer, &self.chosen, &options).await?;
         if !self.is_production() {
             seal(&pgdata)?;
         }
-        let side = Side::start(&self.chosen.cluster, &self.chosen.plan, &pgdata, &side_options(&self.config.drill)).await?;
+        let side = Side::start(&self.chosen.cluster, &self.chosen.plan, &pgdata, &aside::side_options(&self.config.drill)).await?;
         let done = self.ask(side, &pgdata).await?;
         self.tell(&done, &pgdata);
         // One database of many goes into a server that has files of its own.
@@ -189,23 +192,8 @@ impl Beside<'_> {
         if self.args.pgdata.is_some() || self.destination.is_none() {
             return Ok(None);
         }
-        let base = self.config.drill.folder.clone().unwrap_or_else(std::env::temp_dir);
-        // The server's account passes through it to its own files.
-        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o711);
-        let made = tempfile::Builder::new().prefix("pgvault-side-").permissions(mode).tempdir_in(&base);
-        made.map(Some).map_err(|e| {
-            Error::io("create a folder in", &base, e)
-                .with_hint("name one with room for the whole cluster: --pgdata, or `drill.folder`")
-        })
-    }
-
-    /// In a folder of its own, tablespaces find room without being told.
-    fn map_tablespaces(&self, folder: Option<&Path>, options: &mut RestoreOptions) {
-        let Some(folder) = folder else { return };
-        for space in &self.chosen.plan.snapshot.manifest.tablespaces {
-            let own = folder.join("ts").join(space.oid.to_string());
-            let _ = options.tablespace_mapping.entry(space.location.clone()).or_insert(own);
-        }
+        let hint = "name one with room for the whole cluster: --pgdata, or `drill.folder`";
+        aside::temporary(&self.config.drill).map(Some).map_err(|e| e.with_hint(hint))
     }
 
     /// Everything that the server is needed for.
@@ -313,15 +301,5 @@ impl Beside<'_> {
             )),
             (None, false) => self.printer.line(format_args!("the copy is in {}; start PostgreSQL on it", pgdata.display())),
         }
-    }
-}
-
-fn side_options(config: &DrillConfig) -> SideOptions {
-    SideOptions {
-        programs: config.programs.clone(),
-        folder: config.folder.clone(),
-        user: config.user.clone(),
-        settings: config.settings.iter().map(|(name, value)| (name.clone(), value.clone())).collect(),
-        timeout: config.timeout,
     }
 }

@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 
-use pgvault_core::filestore::database::references;
+use pgvault_core::filestore::catalog::Catalog;
+use pgvault_core::filestore::database::{References, references};
 use pgvault_core::filestore::fetch::{FetchOptions, Fetched, Sink, Wish, fetch as fetch_files};
 use pgvault_core::filestore::instance::Database;
 use pgvault_core::filestore::pass::{self, Pass, Watermark};
+use pgvault_core::postgres::Connection;
 use pgvault_core::progress::SharedProgress;
 use pgvault_core::vault::Cluster;
+use pgvault_core::vault::drill::Point;
 use pgvault_core::wal::catalog::read_history;
 use pgvault_core::{Error, ErrorKind, Result};
 use pgvault_verify::side::{OdooDatabase, Side};
@@ -68,24 +71,53 @@ pub(super) async fn fetch(printer: &Printer, wish: FilesWish<'_>) -> Result<Vec<
 }
 
 async fn one(printer: &Printer, wish: &FilesWish<'_>, database: &OdooDatabase) -> Result<FilesOutcome> {
-    let cluster = wish.cluster;
     let mut sql = wish.side.connect(&database.name).await?;
-    let row = sql.query_one("SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()").await?;
-    let oid = row.required(0)?.parse().map_err(|_| Error::new(ErrorKind::Source, "odoo.oid", "the server does not say its oid"))?;
-    let references = references(&mut sql).await?;
+    let found = look_up(wish.cluster, &mut sql, database, wish.side.reached()).await?;
     sql.close().await;
-    let uuid = database.uuid.clone().unwrap_or_default();
-    let identity = Database { name: database.name.clone(), oid, uuid, series: database.version.clone() };
-    let known = pass::load(cluster, &identity.folder(cluster.keys().digest())).await?;
     let name = wish.called.unwrap_or(&database.name);
     if name.contains('/') || matches!(name, "." | "..") {
         return Err(Error::new(ErrorKind::Usage, "filestore.folder", format!("`{name}` cannot name a folder"))
             .with_hint("restore the database alone, under another name: --database NAME --into ... --as OTHER"));
     }
     let folder = wish.target.join(name);
-    let (mut catalog, pass) = match known {
+    let sink = Sink::Folder { path: folder.clone(), owner: None, delta: wish.delta };
+    let options = FetchOptions { sink, workers: wish.workers, progress: wish.progress.clone() };
+    let Found { mut catalog, references, watermark, complete } = found;
+    let fetched = fetch_files(&mut catalog, Wish::Referenced(references), &options).await?;
+    let lacks = fetched.unknown > 0 && !wish.allow_missing;
+    let outcome = FilesOutcome { database: database.name.clone(), folder, watermark, complete, fetched, lacks };
+    tell(printer, &outcome);
+    Ok(outcome)
+}
+
+/// What the vault has of the documents that a database refers to.
+pub(in crate::commands) struct Found {
+    pub(in crate::commands) catalog: Catalog,
+    pub(in crate::commands) references: References,
+    /// Up to where the vault has all documents.
+    pub(in crate::commands) watermark: Option<Watermark>,
+    /// Whether the moment lies at or before it.
+    pub(in crate::commands) complete: bool,
+}
+
+/// Asks a database at the moment `reached` what it refers to, and looks for the catalog that has it.
+///
+/// # Errors
+/// [`ErrorKind::NotFound`] when it refers to documents and none of it were ever captured.
+pub(in crate::commands) async fn look_up(
+    cluster: &Cluster,
+    sql: &mut Connection,
+    database: &OdooDatabase,
+    reached: &Point,
+) -> Result<Found> {
+    let row = sql.query_one("SELECT oid FROM pg_catalog.pg_database WHERE datname = current_database()").await?;
+    let oid = row.required(0)?.parse().map_err(|_| Error::new(ErrorKind::Source, "odoo.oid", "the server does not say its oid"))?;
+    let references = references(sql).await?;
+    let uuid = database.uuid.clone().unwrap_or_default();
+    let identity = Database { name: database.name.clone(), oid, uuid, series: database.version.clone() };
+    let (catalog, pass) = match pass::load(cluster, &identity.folder(cluster.keys().digest())).await? {
         Some(known) => (known.catalog, Some(known.pass)),
-        None if references.local == 0 => (pgvault_core::filestore::catalog::Catalog::empty(cluster), None),
+        None if references.local == 0 => (Catalog::empty(cluster), None),
         None => {
             return Err(Error::new(
                 ErrorKind::NotFound,
@@ -93,27 +125,20 @@ async fn one(printer: &Printer, wish: &FilesWish<'_>, database: &OdooDatabase) -
                 format!("{} documents are referred to, and the vault has none of this database", references.local),
             )
             .with_hint(
-                "they were never captured by `pgvault filestore sync`; restore without --filestore to have the database alone",
+                "they were never captured by `pgvault filestore sync`; `restore` without --filestore gives the database alone",
             ));
         }
     };
     let complete = match &pass {
-        Some(pass) => covers(cluster, pass, wish.side).await?,
+        Some(pass) => covers(cluster, pass, reached).await?,
         None => true,
     };
-    let sink = Sink::Folder { path: folder.clone(), owner: None, delta: wish.delta };
-    let options = FetchOptions { sink, workers: wish.workers, progress: wish.progress.clone() };
-    let fetched = fetch_files(&mut catalog, Wish::Referenced(references), &options).await?;
     let watermark = pass.as_ref().and_then(Pass::watermark).map(|(_, mark)| mark);
-    let lacks = fetched.unknown > 0 && !wish.allow_missing;
-    let outcome = FilesOutcome { database: database.name.clone(), folder, watermark, complete, fetched, lacks };
-    tell(printer, &outcome);
-    Ok(outcome)
+    Ok(Found { catalog, references, watermark, complete })
 }
 
 /// Whether all documents of the moment are in the vault.
-async fn covers(cluster: &Cluster, pass: &Pass, side: &Side) -> Result<bool> {
-    let reached = side.reached();
+async fn covers(cluster: &Cluster, pass: &Pass, reached: &Point) -> Result<bool> {
     let history = read_history(cluster, reached.timeline).await?;
     Ok(pass.covers(reached.timeline, reached.lsn, history.as_ref()))
 }
@@ -127,6 +152,17 @@ fn tell(printer: &Printer, outcome: &FilesOutcome) {
         folder.display(),
         fetched.took.as_secs_f64()
     ));
+    warn(printer, database, *watermark, *complete, fetched);
+}
+
+/// Says what lacks.
+pub(in crate::commands) fn warn(
+    printer: &Printer,
+    database: &str,
+    watermark: Option<Watermark>,
+    complete: bool,
+    fetched: &Fetched,
+) {
     if !complete {
         let up_to = watermark.map_or_else(|| "nowhere".to_owned(), |mark| format!("{} ({:.0})", mark.lsn, mark.at));
         printer.warn(format_args!("{database}: documents are known to be whole up to {up_to}, and the moment lies behind that"));

@@ -17,7 +17,7 @@ use crate::output::Printer;
 
 /// The statements that modules bring for their own neutralisation.
 #[derive(Debug, Default)]
-pub(super) struct ModuleSql {
+pub(in crate::commands) struct ModuleSql {
     /// By database; without one, for the only database of Odoo.
     by_database: BTreeMap<Option<String>, String>,
 }
@@ -27,7 +27,7 @@ impl ModuleSql {
     ///
     /// # Errors
     /// When a file cannot be read, or two are for the same database.
-    pub(super) fn read(given: &[String]) -> Result<Self> {
+    pub(in crate::commands) fn read(given: &[String]) -> Result<Self> {
         let mut by_database = BTreeMap::new();
         for text in given {
             // A file whose name has `=` in it is one of its own; a database may be called anything.
@@ -52,7 +52,7 @@ impl ModuleSql {
     ///
     /// # Errors
     /// [`ErrorKind::Usage`] when it is not.
-    pub(super) fn ensure_fits(&self, databases: &[OdooDatabase]) -> Result<()> {
+    pub(in crate::commands) fn ensure_fits(&self, databases: &[OdooDatabase]) -> Result<()> {
         let names = || databases.iter().map(|database| format!("`{}`", database.name)).collect::<Vec<_>>().join(", ");
         for key in self.by_database.keys() {
             let why = match key {
@@ -76,7 +76,7 @@ impl ModuleSql {
 ///
 /// # Errors
 /// Of the first that cannot be, with its name.
-pub(super) async fn neutralise_all(
+pub(in crate::commands) async fn neutralise_all(
     promoted: &Promoted,
     databases: &[OdooDatabase],
     modules: &ModuleSql,
@@ -95,7 +95,7 @@ pub(super) async fn neutralise_all(
 ///
 /// # Errors
 /// When the vault fails.
-pub(super) async fn warn_of_upgrades(
+pub(in crate::commands) async fn warn_of_upgrades(
     printer: &Printer,
     cluster: &Cluster,
     plan: &Plan,
@@ -133,7 +133,7 @@ pub(super) async fn warn_of_upgrades(
 }
 
 /// The databases, for the summary.
-pub(super) fn describe(databases: &[OdooDatabase], neutralised: &BTreeMap<String, Neutralised>) -> Value {
+pub(in crate::commands) fn describe(databases: &[OdooDatabase], neutralised: &BTreeMap<String, Neutralised>) -> Value {
     let describe = |database: &OdooDatabase| {
         let done = neutralised.get(&database.name);
         json!({

@@ -59,19 +59,34 @@ impl Folder {
         Ok(Self { writer: Arc::new(writer), expected: filled.then(HashSet::new) })
     }
 
+    /// Makes the directory, which must not be there: what is there, or comes at the same moment, is somebody else's.
+    pub(super) fn create(root: &Path) -> Result<Self> {
+        let owner = if rustix::process::geteuid().is_root() { owner_above(root)? } else { None };
+        let writer = Writer { root: root.to_path_buf(), owner, folders: Mutex::default() };
+        if let Some(above) = root.parent() {
+            writer.folder(above)?;
+        }
+        writer.make(root).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => {
+                Error::new(ErrorKind::Usage, "filestore.not_empty", format!("{} is there already", root.display()))
+                    .with_hint("name a directory that is not there yet")
+            }
+            _ => Error::io("create", root, e),
+        })?;
+        Self::prepare(root, owner, false).inspect_err(|_| {
+            let _ = fs::remove_dir(root);
+        })
+    }
+
     pub(super) fn writer(&self) -> Arc<Writer> {
         self.writer.clone()
     }
 
     /// Notes that a file belongs here.
-    pub(super) fn expect(&mut self, name: &str) -> Result<()> {
-        if name.split('/').any(|part| matches!(part, "" | "." | "..")) || name.starts_with('/') {
-            return Err(Error::new(ErrorKind::Corrupt, "filestore.name", format!("`{name}` leads out of the filestore")));
-        }
+    pub(super) fn expect(&mut self, name: &str) {
         if let Some(expected) = &mut self.expected {
             let _ = expected.insert(name.into());
         }
-        Ok(())
     }
 
     /// True when a file is there already, with this content.
@@ -93,16 +108,6 @@ impl Folder {
             }
         }
         Ok(<[u8; 20]>::from(hash.finalize()) == content.sha1)
-    }
-
-    /// A new file.
-    pub(super) fn create(&self, name: &str) -> Result<File> {
-        self.writer.create(name)
-    }
-
-    /// Gives a written file its owner and permissions.
-    pub(super) fn finish_file(&self, file: &File, name: &str, mode: u32) -> Result<()> {
-        self.writer.finish(file, name, mode)
     }
 
     /// Removes what does not belong here, makes everything durable, and takes the mark away. Gives the number of files that went.
@@ -139,14 +144,8 @@ impl Writer {
             if let Some(above) = path.parent() {
                 self.folder(above)?;
             }
-            match fs::create_dir(path) {
-                Ok(()) => {
-                    let mode = fs::Permissions::from_mode(FOLDER_MODE);
-                    fs::set_permissions(path, mode).map_err(|e| Error::io("set the permissions of", path, e))?;
-                    if let Some((user, group)) = self.owner {
-                        std::os::unix::fs::chown(path, Some(user), Some(group)).map_err(|e| Error::io("give away", path, e))?;
-                    }
-                }
+            match self.make(path) {
+                Ok(()) => {}
                 // Another thread was faster.
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => {}
                 Err(error) => return Err(Error::io("create", path, error)),
@@ -156,7 +155,18 @@ impl Writer {
         Ok(())
     }
 
-    fn create(&self, name: &str) -> Result<File> {
+    /// Makes a folder that is not there, and gives it to its owner.
+    fn make(&self, path: &Path) -> std::io::Result<()> {
+        fs::create_dir(path)?;
+        fs::set_permissions(path, fs::Permissions::from_mode(FOLDER_MODE))?;
+        match self.owner {
+            Some((user, group)) => std::os::unix::fs::chown(path, Some(user), Some(group)),
+            None => Ok(()),
+        }
+    }
+
+    /// A new file.
+    pub(super) fn create(&self, name: &str) -> Result<File> {
         let path = self.root.join(name);
         if let Some(above) = path.parent() {
             self.folder(above)?;
@@ -173,7 +183,8 @@ impl Writer {
         .map_err(|e| Error::io("create", &path, e))
     }
 
-    fn finish(&self, file: &File, name: &str, mode: u32) -> Result<()> {
+    /// Gives a written file its owner and permissions.
+    pub(super) fn finish(&self, file: &File, name: &str, mode: u32) -> Result<()> {
         let failed = |e| Error::io("set owner and permissions of", &self.root.join(name), e);
         if let Some((user, group)) = self.owner {
             fchown(file, Some(user), Some(group)).map_err(failed)?;
@@ -188,6 +199,14 @@ impl Writer {
         file.write_all(bytes).map_err(|e| Error::io("write", &self.root.join(name), e))?;
         self.finish(&file, name, mode)
     }
+}
+
+/// Makes sure that a name leads to a path below the filestore.
+pub(super) fn ensure_inside(name: &str) -> Result<()> {
+    if name.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        return Err(Error::new(ErrorKind::Corrupt, "filestore.name", format!("`{name}` leads out of the filestore")));
+    }
+    Ok(())
 }
 
 /// Who owns the nearest directory that is there.

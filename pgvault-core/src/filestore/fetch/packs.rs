@@ -1,12 +1,11 @@
 //! Packs on their way to files: each is fetched once, opened by one thread, and each file compared with its SHA-1.
 
 use std::io::Write;
-use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt, stream};
 use sha1::{Digest, Sha1};
 
-use super::folder::{Folder, Writer};
+use super::receiver::Exit;
 use super::{FetchOptions, Item};
 use crate::crypto::sealed::FrameDecoder;
 use crate::filestore::catalog::Catalog;
@@ -27,19 +26,18 @@ pub(super) struct Job {
 }
 
 /// Carries out jobs, several at a time.
-pub(super) async fn run(cluster: &Cluster, jobs: Vec<Job>, folder: Option<&Folder>, options: &FetchOptions) -> Result<()> {
-    let writer = folder.map(Folder::writer);
+pub(super) async fn run(cluster: &Cluster, jobs: Vec<Job>, exit: &Exit, options: &FetchOptions) -> Result<()> {
     stream::iter(jobs)
         .map(|job| {
-            let (cluster, writer, progress) = (cluster.clone(), writer.clone(), options.progress.clone());
-            async move { one(&cluster, job, writer, progress).await }
+            let (cluster, exit, progress) = (cluster.clone(), exit.clone(), options.progress.clone());
+            async move { one(&cluster, job, exit, progress).await }
         })
         .buffer_unordered(options.workers.max(1))
         .try_collect::<()>()
         .await
 }
 
-async fn one(cluster: &Cluster, job: Job, writer: Option<Arc<Writer>>, progress: SharedProgress) -> Result<()> {
+async fn one(cluster: &Cluster, job: Job, exit: Exit, progress: SharedProgress) -> Result<()> {
     let mut wanted: Vec<u32> = job.items.iter().map(|item| item.place.frame).collect();
     wanted.dedup();
     let whole = wanted.len() as u64 * u64::from(FEW) >= u64::from(job.pack.frames);
@@ -56,9 +54,7 @@ async fn one(cluster: &Cluster, job: Job, writer: Option<Arc<Writer>>, progress:
             while let Some(item) = items.next_if(|item| item.place.frame == number) {
                 let bytes = frames.piece(&item.place, raw)?;
                 ensure(&item.name, item.sha1, Sha1::digest(bytes).into())?;
-                if let Some(writer) = &writer {
-                    writer.write(&item.name, item.mode, bytes)?;
-                }
+                exit.write(&item.name, item.mode, bytes)?;
                 progress.advance(bytes.len() as u64);
             }
         }
