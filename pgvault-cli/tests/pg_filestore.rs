@@ -186,7 +186,7 @@ fn a9_an_empty_or_missing_filestore_ends_with_6() {
     fs::rename(it.filestore(), &aside).unwrap();
     it.shop.json(&["filestore", "sync"]).expect(6).says("is its volume mounted?");
     fs::create_dir(it.filestore()).unwrap();
-    it.shop.json(&["filestore", "sync", "--full"]).expect(6).says("is its volume mounted?");
+    it.shop.json(&["filestore", "sync", "--full"]).expect(6).says("is its volume mounted");
     let listed = it.shop.json(&["filestore", "list"]).ok().json();
     assert_eq!(listed["filestores"][0]["counts"]["present"], 1, "{listed:#}");
     let out = it.shop.fresh("out");
