@@ -44,6 +44,9 @@ const STORE_TESTS: [&str; 3] = ["pg_backup", "pg_restore", "pg_wal"];
 /// Tests on a server wait more than they compute.
 const THREADS: &str = "4";
 
+/// The whole suite has tests that compute, too.
+const WHOLE_THREADS: &str = "3";
+
 /// What is tested of crashes in one of them; the rest runs in memory and in the whole suite of a store.
 const STORE_CRASHES: (Store, [&str; 3]) =
     (Store::Azurite, ["a_fault_at_every_request", "h1_what_24_writers", "t30_every_change_of_every_kind"]);
@@ -180,10 +183,11 @@ impl Test {
             tests.args(["test", "--workspace", "--no-fail-fast"]);
             let tests = self.with_server(&mut tests, version, &folder);
             // A test starts the servers that it is not told of.
-            run(match servers {
+            let tests = match servers {
                 Some(servers) => servers.tell(tests),
                 None => tests,
-            })
+            };
+            run(tests.env("RUST_TEST_THREADS", WHOLE_THREADS))
         });
         Ok(())
     }
