@@ -9,8 +9,8 @@
 //! - A **checklist** pass reads Odoo's own list of new files. When the garbage collector has run since the last pass, that list was
 //!   emptied in between, and the pass becomes a full one.
 //!
-//! Files whose names are not of Odoo's making (imports, modules) stand on no list. Rows that are new are asked for them; a row that is
-//! changed to such a name is met by the next full pass.
+//! Some files stand on no list: those whose names are not of Odoo's making (imports, modules), and those that a killed worker had left and
+//! another took up. Rows that are new are asked for them; a row that is *changed* to such a name is met by the next full pass.
 //!
 //! A file whose content is not what its name says is left for the next pass; after [`TRIES`] of them it is damaged, and an older, good
 //! content stays what the vault has. Nothing is recorded at all of a filestore that looks unmounted.
@@ -18,7 +18,7 @@
 mod compare;
 mod walk;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,7 +57,10 @@ const SESSION: Duration = Duration::from_secs(12 * 3600);
 const FEW: u64 = 1000;
 
 /// Ids that a transaction may have taken so much earlier than others that have committed.
-const LATE_IDS: i64 = 10_000;
+const LATE_IDS: i64 = 1000;
+
+/// New rows after which everything is looked at: asking for each is slower.
+const MANY_ROWS: i64 = 50_000;
 
 /// Files that are open at once, at most; 1024 is a usual limit of a process.
 const MOST_OPEN: usize = 512;
@@ -153,6 +156,8 @@ pub struct Capture {
     under_way: bool,
     /// The highest id of an attachment whose name was looked at.
     highest: i64,
+    /// Names in the newest rows, all of which are in the catalog.
+    known_names: BTreeSet<String>,
 }
 
 #[derive(Debug)]
@@ -227,6 +232,7 @@ impl Capture {
             collector: None,
             under_way: false,
             highest: 0,
+            known_names: BTreeSet::new(),
         };
         capture.load().await?;
         Ok(capture)
@@ -246,6 +252,7 @@ impl Capture {
         let folder = self.odoo.database.folder(self.cluster.keys().digest());
         let known = pass::load(&self.cluster, &folder).await?;
         self.marks.clear();
+        self.known_names.clear();
         match known {
             None => (self.last, self.catalog, self.follows, self.seen) = (None, Catalog::empty(&self.cluster), Vec::new(), None),
             Some(known) => {
@@ -255,6 +262,7 @@ impl Capture {
                     known.superseded.iter().filter(|pass| self.seen.is_none_or(|seen| pass.stored_at >= seen - 2 * pass::SLACK));
                 self.follows = known.heads.iter().chain(young).map(|pass| pass.id).collect();
                 (self.armed, self.collector) = (known.pass.tripwire, known.pass.collector);
+                self.highest = known.pass.highest_id;
                 (self.last, self.catalog) = (Some(known.pass), known.catalog);
             }
         }
@@ -364,6 +372,10 @@ impl Capture {
         if !grace && collector != self.collector {
             why = why.or_else(|| Some("Odoo's automatic vacuum has run".into()));
         }
+        let highest = self.odoo.highest_id().await?;
+        if highest.saturating_sub(self.highest) > MANY_ROWS {
+            why = why.or_else(|| Some(format!("there are {} new rows", highest - self.highest)));
+        }
         if why.is_some() {
             // However this pass ends, one that looks at everything has to follow.
             (self.armed, self.collector) = (None, None);
@@ -387,8 +399,12 @@ impl Capture {
                 _ => wanted.push(name.clone()),
             }
         }
-        wanted.extend(self.odd(work).await?);
+        if highest.saturating_sub(self.highest) <= MANY_ROWS {
+            wanted.extend(self.unmarked(work, highest).await?);
+        }
         wanted.extend(work.doubtful.keys().filter(|name| !wanted.contains(name)).cloned().collect::<Vec<_>>());
+        wanted.sort_unstable();
+        wanted.dedup();
         self.keep(work, back, &[]).await?;
         let left = self.store(work, by_name(wanted)).await?;
         self.marks = marks.into_iter().filter(|mark| !left.contains(mark)).collect();
@@ -448,23 +464,27 @@ impl Capture {
         }
     }
 
-    /// Files that nothing marks, because their names are not of Odoo's making, in rows that are new.
-    async fn odd(&mut self, work: &Work) -> Result<Vec<String>> {
+    /// Files of new rows that nothing has marked.
+    async fn unmarked(&mut self, work: &Work, highest: i64) -> Result<Vec<String>> {
         // Rows with smaller ids may commit later.
-        let (names, highest) = self.odoo.odd_names(self.highest - LATE_IDS).await?;
+        let names = self.odoo.names_above(self.highest - LATE_IDS).await?;
         self.highest = highest;
         let mut unknown = Vec::new();
-        for name in names {
-            if self.catalog.entry(&name).await?.is_none() && matches!(work.tree.root().file(&name), Ok(Some(_))) {
-                unknown.push(name);
+        for name in &names {
+            if !self.known_names.contains(name)
+                && self.catalog.entry(name).await?.is_none()
+                && matches!(work.tree.root().file(name), Ok(Some(_)))
+            {
+                unknown.push(name.clone());
             }
         }
+        self.known_names = names.into_iter().filter(|name| !unknown.contains(name)).collect();
         Ok(unknown)
     }
 
     /// Stores the contents of files; those that were not stored.
-    async fn store(&mut self, work: &mut Work, wanted: Vec<Wanted>) -> Result<std::collections::BTreeSet<String>> {
-        let mut left = std::collections::BTreeSet::new();
+    async fn store(&mut self, work: &mut Work, wanted: Vec<Wanted>) -> Result<BTreeSet<String>> {
+        let mut left = BTreeSet::new();
         let mut wanted = wanted.into_iter().peekable();
         let stow = Stow { workers: self.options.workers, level: self.options.level, progress: self.options.progress.clone() };
         while wanted.peek().is_some() {
@@ -569,6 +589,7 @@ impl Capture {
             doubtful: work.doubtful.clone(),
             tripwire: self.armed,
             collector: self.collector,
+            highest_id: self.highest,
             new_files: work.new_files,
             new_bytes: work.new_bytes,
             stored_bytes: work.stored_bytes,
@@ -627,6 +648,7 @@ impl Capture {
             doubtful: BTreeMap::new(),
             tripwire: None,
             collector: None,
+            highest_id: 0,
             new_files: 0,
             new_bytes: 0,
             stored_bytes: 0,

@@ -129,25 +129,25 @@ impl Odoo {
         row.text(0).ok().flatten()?.parse().ok()
     }
 
-    /// Names outside of Odoo's scheme in rows with an id above `above`, and the highest id. Nothing marks such files: modules and imports
-    /// make them.
+    /// The highest id of an attachment.
     ///
     /// # Errors
     /// When the server cannot be asked.
-    pub async fn odd_names(&mut self, above: i64) -> Result<(Vec<String>, i64)> {
+    pub async fn highest_id(&mut self) -> Result<i64> {
         let row = self.sql.query_one("SELECT coalesce(max(id), 0) FROM public.ir_attachment").await?;
-        let highest = row.required(0)?.parse().unwrap_or(above);
-        let sets = self
-            .sql
-            .simple_query(&format!(
-                "SELECT DISTINCT store_fname FROM public.ir_attachment WHERE id > {above} AND store_fname IS NOT NULL \
-                 AND store_fname !~ '^[0-9a-f]{{2}}/[0-9a-f]{{40}}$'"
-            ))
-            .await?;
+        Ok(row.required(0)?.parse().unwrap_or(0))
+    }
+
+    /// The files that rows with an id above `above` refer to.
+    ///
+    /// # Errors
+    /// When the server cannot be asked.
+    pub async fn names_above(&mut self, above: i64) -> Result<Vec<String>> {
+        let sql = format!("SELECT DISTINCT store_fname FROM public.ir_attachment WHERE id > {above} AND store_fname IS NOT NULL");
+        let sets = self.sql.simple_query(&sql).await?;
         let rows = sets.last().map(|set| set.rows.as_slice()).unwrap_or_default();
-        let names = rows.iter().map(|row| row.required(0).map(str::to_owned)).collect::<Result<Vec<_>>>()?;
-        let local = names.iter().filter(|name| place(name) == Place::Local);
-        Ok((local.filter_map(|name| resolve(name)).collect(), highest))
+        let names = rows.iter().map(|row| row.required(0)).collect::<Result<Vec<_>>>()?;
+        Ok(names.into_iter().filter(|name| place(name) == Place::Local).filter_map(resolve).collect())
     }
 
     /// How many attachments lie where, and their bytes: `local`, a scheme, `other`, `db`, `url`, ...

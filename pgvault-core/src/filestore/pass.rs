@@ -110,6 +110,9 @@ pub struct Pass {
     /// When Odoo said that its collector last began, in milliseconds of Unix time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collector: Option<i64>,
+    /// The highest id of an attachment that was looked at.
+    #[serde(default)]
+    pub highest_id: i64,
     /// What this pass has stored.
     pub new_files: u64,
     /// Their bytes.

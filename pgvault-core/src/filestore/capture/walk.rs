@@ -43,7 +43,7 @@ impl Capture {
         self.collector = collector.filter(|_| armed != Armed::Nowhere);
         self.armed = (armed == Armed::Set).then_some(id);
         self.marks = marks;
-        (_, self.highest) = self.odoo.odd_names(i64::MAX).await?;
+        self.highest = self.odoo.highest_id().await?;
         let gone = self.walk(work).await?;
         self.compare(work, gone).await?;
         // What is doubtful is looked at again.
