@@ -175,7 +175,7 @@ impl Export<'_> {
         archive.add("manifest.json", serde_json::to_vec_pretty(&manifest).unwrap_or_default()).await?;
         let options = FetchOptions {
             sink: Sink::Receiver(SharedReceiver::new(archive.writer())),
-            workers: self.config.workers.unwrap_or(4),
+            workers: pgvault_core::filestore::fetch::packs_at_once(self.config.workers),
             progress: self.printer.progress(),
         };
         let fetched = fetch(&mut found.catalog, Wish::Referenced(found.references), &options).await?;

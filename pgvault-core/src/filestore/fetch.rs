@@ -67,6 +67,11 @@ pub struct FetchOptions {
     pub progress: SharedProgress,
 }
 
+/// How many packs are on their way at once when nobody says: as many as there are cores, and no more than memory is meant for.
+pub fn packs_at_once(configured: Option<usize>) -> usize {
+    configured.unwrap_or_else(|| std::thread::available_parallelism().map_or(2, usize::from)).clamp(1, 4)
+}
+
 /// Which files are wanted.
 #[derive(Debug)]
 pub enum Wish {

@@ -28,7 +28,7 @@ pub(super) async fn run(cli: &Cli, printer: &Printer, args: &FileGetArgs) -> Res
         }
         (None, Some(time)) => {
             let sink = Sink::Folder { path: args.out.clone(), owner: None, delta: args.delta };
-            let workers = config.workers.unwrap_or(4);
+            let workers = pgvault_core::filestore::fetch::packs_at_once(config.workers);
             let fetched =
                 fetch(&mut known.catalog, Wish::At(*time), &FetchOptions { sink, workers, progress: printer.progress() }).await?;
             printer.line(format_args!("{} files of {} to {}", fetched.files, output::bytes(fetched.bytes), args.out.display()));

@@ -214,7 +214,7 @@ impl Beside<'_> {
                     called: self.destination.as_ref().map(|destination| destination.name.as_str()),
                     allow_missing: self.args.odoo.allow_missing_files,
                     delta: self.args.delta,
-                    workers: self.config.workers.unwrap_or(4),
+                    workers: pgvault_core::filestore::fetch::packs_at_once(self.config.workers),
                     progress: self.printer.progress(),
                 };
                 files::fetch(self.printer, wish).await?
