@@ -559,6 +559,8 @@ impl Capture {
         }
         work.recorded = Instant::now();
         let pass = self.make(work, PassKind::Unfinished).await?;
+        // The tripwire was set for a walk that is not over: whoever goes on has to begin that again.
+        let pass = Pass { tripwire: None, collector: None, ..pass };
         pass::commit(&self.cluster, &pass, &self.catalog).await
     }
 
